@@ -1,0 +1,1 @@
+"""Unit tests for eBPF programs that Linux itself cannot unit-test."""

@@ -1,0 +1,24 @@
+"""Where bpfunit keeps its data files and its cache."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def vm_dir() -> Path:
+    """Return the directory of the module's source and the kernel catalogue.
+
+    In a checkout it is ``vm/`` beside the package, in an installed wheel ``bpfunit/_vm``.
+    """
+    package = Path(__file__).resolve().parent
+    bundled = package / "_vm"
+    return bundled if bundled.is_dir() else package.parent / "vm"
+
+
+def cache_dir() -> Path:
+    """Return the cache directory, ``$BPFUNIT_CACHE`` or ``bpfunit`` under the XDG cache."""
+    if explicit := os.environ.get("BPFUNIT_CACHE"):
+        return Path(explicit)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "bpfunit"

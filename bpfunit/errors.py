@@ -1,0 +1,48 @@
+"""The exceptions of bpfunit, all under one root."""
+
+from __future__ import annotations
+
+import errno as _errno
+import os
+
+
+class BpfunitError(Exception):
+    """Root of every error that bpfunit raises on purpose."""
+
+
+class NotFoundError(BpfunitError, LookupError):
+    """A name that does not exist, with the names that do.
+
+    Args:
+        operation: what was being looked up, for example ``"look up map"``.
+        name: the name asked for.
+        available: the names there are, in the order to list them.
+    """
+
+    def __init__(self, operation: str, name: object, available: list[str]) -> None:
+        self.name = name
+        self.available = available
+        listing = ", ".join(available) if available else "(none)"
+        super().__init__(f"{operation}: no {name!r}; there is: {listing}")
+
+
+class SyscallError(BpfunitError, OSError):
+    """A system call that failed; ``errno`` and ``strerror`` are kept.
+
+    Args:
+        operation: what was attempted, for example ``"create map km_service"``.
+        errno: the positive error number; 524 (ENOTSUPP) is named although libc has no text for it.
+        hint: what the reader can do about it, or "".
+    """
+
+    def __init__(self, operation: str, errno: int, hint: str = "") -> None:
+        name = "ENOTSUPP" if errno == 524 else _errno.errorcode.get(errno, str(errno))
+        text = "operation not supported by this kernel" if errno == 524 else os.strerror(errno)
+        message = f"{operation}: {name} ({text.lower()})"
+        OSError.__init__(self, errno, f"{message}; {hint}" if hint else message)
+        self.operation = operation
+        self.hint = hint
+
+    def __str__(self) -> str:
+        """Return the message without OSError's ``[Errno N]`` prefix, which says it twice."""
+        return str(self.strerror)
