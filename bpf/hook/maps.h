@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * The maps of the connect hook.
+ *
+ * They declare sizes and not types, as the mesh's own do; only socket storage cannot be
+ * created without BTF types.
+ */
+#ifndef HOOK_MAPS_H
+#define HOOK_MAPS_H
+
+#include <bpf/bpf_helpers.h>
+
+#include "types.h"
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(key_size, sizeof(struct manager_key));
+	__uint(value_size, sizeof(__u32));
+	__uint(max_entries, 8192);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} km_manage SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(key_size, sizeof(frontend_key));
+	__uint(value_size, sizeof(frontend_value));
+	__uint(max_entries, 105000);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} km_frontend SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(key_size, sizeof(service_key));
+	__uint(value_size, sizeof(service_value));
+	__uint(max_entries, 5000);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} km_service SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(key_size, sizeof(endpoint_key));
+	__uint(value_size, sizeof(endpoint_value));
+	__uint(max_entries, 105000);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} km_endpoint SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(key_size, sizeof(backend_key));
+	__uint(value_size, sizeof(backend_value));
+	__uint(max_entries, 100000);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} km_backend SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct sock_storage_data);
+} km_sockstorage SEC(".maps");
+
+/*
+ * One array for each family: a kernel refuses a program array that mixes connect4 and connect6
+ * programs (6.12.57 and later do).
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(__u32));
+	__uint(max_entries, 8);
+} km_cgr_tailcall SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(__u32));
+	__uint(max_entries, 8);
+} km_cgr_tail6 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 256 * 1024);
+} km_log_event SEC(".maps");
+
+/* Nobody reads this pointer. It keeps what the maps hold in the object's BTF, for tools. */
+union map_contents {
+	struct manager_key manager_key;
+	frontend_key frontend_key;
+	frontend_value frontend_value;
+	service_key service_key;
+	service_value service_value;
+	endpoint_key endpoint_key;
+	endpoint_value endpoint_value;
+	backend_key backend_key;
+	backend_value backend_value;
+	struct sock_storage_data sock_storage_data;
+	struct log_event log_event;
+};
+
+const union map_contents *const km_map_contents;
+
+#endif
