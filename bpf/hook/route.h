@@ -27,7 +27,7 @@ static __always_inline enum verdict route_to_waypoint(const struct ip_addr *addr
 	return REWRITE;
 }
 
-/* The target port that goes with a port of the service; 0 if the service has no such port. */
+/* Finds the target port that goes with a port of the service; false if it has no such port. */
 static __always_inline bool find_target_port(const service_value *service, __u32 port,
 					     __u32 *target_port)
 {
