@@ -1,0 +1,103 @@
+"""Kernels that are files of the user's: an image, a build tree, an unpacked directory."""
+
+from __future__ import annotations
+
+import platform
+import re
+from pathlib import Path
+
+from bpfunit.kernels.errors import KernelsError
+from bpfunit.kernels.kernel import Kernel
+
+_BANNER = re.compile(rb"Linux version (\d+\.\d+[^\s\0]*)")
+
+
+def local_kernel(path: Path) -> Kernel:
+    """Return the kernel at a path.
+
+    Args:
+        path: a bzImage (``vmlinuz``), the tree of a built kernel, or a directory with
+            ``boot/vmlinuz-RELEASE`` and ``lib/modules/RELEASE``.
+
+    Raises:
+        KernelsError: when it is none of these; the message says what was looked for.
+    """
+    path = path.expanduser().absolute()
+    if path.is_dir():
+        return _from_tree(path) if (path / "Kbuild").exists() else _from_directory(path)
+    if not path.exists():
+        raise KernelsError(f"resolve kernel: {path}: no such file or directory")
+    for tree in path.parents:
+        if path.parent == tree or path.is_relative_to(tree / "arch"):
+            if (tree / "Kbuild").exists() and (tree / "Kconfig").exists():
+                return _from_tree(tree)
+    return _from_image(path)
+
+
+def image_release(image: Path) -> str:
+    """Return the release that an x86 boot image says it is.
+
+    The setup header holds ``HdrS`` at 0x202 and, at 0x20e, where the version string begins, counted
+    from 0x200 (Documentation/arch/x86/boot.rst in the kernel's tree).
+
+    Raises:
+        KernelsError: when it is no such image.
+    """
+    with image.open("rb") as file:
+        head = file.read(0x10000)
+    if head[0x202:0x206] != b"HdrS":
+        kind = "an ELF file (vmlinux)" if head[:4] == b"\x7fELF" else "something else"
+        raise KernelsError(
+            f"resolve kernel: {image}: expected a bzImage (vmlinuz), found {kind}; "
+            "in a build tree it is arch/x86/boot/bzImage"
+        )
+    start = 0x200 + int.from_bytes(head[0x20E:0x210], "little")
+    return head[start : start + 256].split(b"\0")[0].split(b" ")[0].decode(errors="replace")
+
+
+def _from_tree(tree: Path) -> Kernel:
+    image = tree / "arch/x86/boot/bzImage"
+    release_file = tree / "include/config/kernel.release"
+    for needed in (image, release_file):
+        if not needed.is_file():
+            raise KernelsError(
+                f"resolve kernel: {tree}: a kernel tree without "
+                f"{needed.relative_to(tree)}; build it first (make -C {tree} bzImage modules)"
+            )
+    release = release_file.read_text(encoding="utf-8").strip()
+    headers = tree if (tree / "Module.symvers").is_file() else None
+    return Kernel(_series(release), release, image, None, headers, f"build tree {tree}", tree=tree)
+
+
+def _from_directory(directory: Path) -> Kernel:
+    images = sorted((directory / "boot").glob("vmlinuz-*"))
+    if len(images) != 1:
+        found = ", ".join(image.name for image in images) or "none"
+        raise KernelsError(
+            f"resolve kernel: {directory}: expected a built kernel tree, or one boot/vmlinuz-RELEASE "
+            f"beside lib/modules/RELEASE; found {found}; name the image itself"
+        )
+    return _from_image(images[0])
+
+
+def _from_image(image: Path) -> Kernel:
+    release = image_release(image)
+    beside = image.parent.parent / "lib/modules" / release
+    installed = Path("/lib/modules") / release
+    modules = next((path for path in (beside, installed) if path.is_dir()), None)
+    headers = None
+    if modules:
+        candidates = (
+            modules / "build",
+            modules.parents[2] / "usr/src" / f"linux-headers-{release}",
+        )
+        headers = next((path for path in candidates if (path / "Makefile").is_file()), None)
+    root = modules.parents[2] if modules else None
+    note = "" if modules else f"no lib/modules/{release} beside it: modules cannot be loaded"
+    running = " (the running kernel's)" if release == platform.release() else ""
+    source = f"image {image}{running}"
+    return Kernel(_series(release), release, image, root, headers, source, note)
+
+
+def _series(release: str) -> str:
+    return ".".join(release.split(".")[:2])

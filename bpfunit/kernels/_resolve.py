@@ -1,0 +1,142 @@
+"""From what a user types to a kernel that is there."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from bpfunit.kernels import _fetch
+from bpfunit.kernels._cache import (
+    Record,
+    kernel_dir,
+    load_record,
+    load_substitute,
+    save_substitute,
+)
+from bpfunit.kernels._local import local_kernel
+from bpfunit.kernels._progress import Reporter, Task
+from bpfunit.kernels.catalogue import Catalogue, Entry, load_catalogue
+from bpfunit.kernels.errors import PinVanishedError, UnknownKernelError
+from bpfunit.kernels.kernel import Kernel
+
+_RELEASE = re.compile(r"\d+\.\d+\.\d+\S*")
+
+
+def strict_pins() -> bool:
+    """Tell whether ``$BPFUNIT_STRICT_PINS`` asks to fail where a pinned release is gone."""
+    return os.environ.get("BPFUNIT_STRICT_PINS", "") not in {"", "0"}
+
+
+def resolve(
+    spec: str | Path, *, strict: bool | None = None, reporter: Reporter | None = None
+) -> Kernel:
+    """Return the kernel that `spec` names, fetched first where it is not cached.
+
+    Args:
+        spec: a series (``"6.12"``), an exact release, or the path of a boot image, a build tree or
+            an unpacked directory. A series wins over a directory of that name: write ``./6.12``.
+        strict: whether a vanished pin fails; `strict_pins` by default.
+        reporter: where progress goes; bars or lines on standard error by default.
+
+    Raises:
+        UnknownKernelError: nothing has that name; the message lists what there is.
+        FetchError: the archive cannot be reached, or its contents were refused.
+        PinVanishedError: in strict mode, when the pinned release is gone.
+    """
+    text = os.fspath(spec)
+    catalogue = load_catalogue()
+    if entry := catalogue.find(text):
+        with reporter or Reporter() as display:
+            return _pinned(
+                catalogue, entry, strict_pins() if strict is None else strict, display.task(text)
+            )
+    if isinstance(spec, Path) or os.sep in text or (text and Path(text).exists()):
+        return local_kernel(Path(spec))
+    with reporter or Reporter() as display:
+        return _unpinned(catalogue, text, display.task(text))
+
+
+def resolve_many(specs: str | Sequence[str | Path]) -> list[Kernel]:
+    """Return several kernels, fetched side by side.
+
+    Args:
+        specs: ``"all"`` for the whole catalogue, one spec, or a list in which ``"all"`` may occur.
+
+    Raises:
+        What `resolve` raises, for the first spec that fails; the others are fetched to the end.
+    """
+    wanted: dict[str | Path, None] = {}
+    for spec in [specs] if isinstance(specs, str) else specs:
+        wanted.update(dict.fromkeys(load_catalogue().series if spec == "all" else [spec]))
+    # Two at a time: one kernel unpacks while the next one downloads.
+    with Reporter() as reporter, ThreadPoolExecutor(max_workers=2) as pool:
+        futures = [pool.submit(resolve, spec, reporter=reporter) for spec in wanted]
+    kernels = [future.result() for future in futures]
+    return list({kernel.image: kernel for kernel in kernels}.values())
+
+
+def _pinned(catalogue: Catalogue, entry: Entry, strict: bool, task: Task) -> Kernel:
+    if record := load_record(entry.release):
+        return _kernel(record, entry)
+    if not strict and (record := load_substitute(entry.release)):
+        return _kernel(record, entry, _substitution(entry, record.release))
+    task.step(f"looking for {entry.release}")
+    if plan := _fetch.find_release(catalogue, entry, entry.release):
+        return _kernel(_fetch.fetch(catalogue, entry, plan, task), entry)
+    newest = _fetch.find_newest(catalogue, entry)
+    suites = ", ".join(suite.name for suite in entry.suites)
+    if newest is None:
+        raise UnknownKernelError(
+            f"{entry.release} (gone from {suites}, and so is all of {entry.series})",
+            [other.release for other in catalogue.entries if other != entry],
+        )
+    if strict:
+        raise PinVanishedError(
+            f"fetch {entry.series}: the pinned {entry.release} is gone from {suites}, the newest is "
+            f"{newest.release}; run `bpfunit kernels update`, or unset BPFUNIT_STRICT_PINS"
+        )
+    record = _fetch.fetch(catalogue, entry, newest, task)
+    save_substitute(entry.release, record.release)
+    return _kernel(record, entry, _substitution(entry, record.release))
+
+
+def _substitution(entry: Entry, release: str) -> str:
+    return (
+        f"{release} in place of the pinned {entry.release}, which is gone from the archive; "
+        "`bpfunit kernels update` renews the pins"
+    )
+
+
+def _unpinned(catalogue: Catalogue, spec: str, task: Task) -> Kernel:
+    """Return an exact release that is not the pinned one of its series."""
+    suffix = f"-{catalogue.flavour}"
+    release = spec if spec.endswith(suffix) else spec + suffix
+    entry = next((e for e in catalogue.entries if release.startswith(f"{e.series}.")), None)
+    if entry is not None and _RELEASE.fullmatch(release):
+        if record := load_record(release):
+            return _kernel(record, entry)
+        task.step(f"looking for {release}")
+        for candidate in dict.fromkeys([entry, replace(entry, headers=False)]):
+            if plan := _fetch.find_release(catalogue, candidate, release):
+                return _kernel(_fetch.fetch(catalogue, candidate, plan, task), entry)
+    available = [f"{e.series} ({e.release})" for e in catalogue.entries]
+    raise UnknownKernelError(spec, [*available, "or the path of an image or build tree"])
+
+
+def _kernel(record: Record, entry: Entry, note: str = "") -> Kernel:
+    directory = kernel_dir(record.release)
+    headers = directory / "usr/src" / f"linux-headers-{record.release}"
+    return Kernel(
+        record.series,
+        record.release,
+        directory / "boot" / f"vmlinuz-{record.release}",
+        directory,
+        headers if record.headers else None,
+        f"{record.suite} {record.version}",
+        note,
+        entry.root,
+    )

@@ -1,0 +1,262 @@
+"""The kernel catalogue: `vm/kernels.toml` as frozen dataclasses, checked while it is read."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from bpfunit._paths import vm_dir
+from bpfunit.kernels.errors import CatalogueError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_SERIES = re.compile(r"\d+\.\d+")
+_RELEASE = re.compile(r"\d+\.\d+\.\d+[A-Za-z0-9.+~-]*")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One suite of a Debian archive.
+
+    Attributes:
+        name: the suite as it stands below ``dists/``, for example ``"trixie-backports"``.
+        archive: the directory below the mirror, ``"debian"`` or ``"debian-security"``.
+        component: almost always ``"main"``.
+    """
+
+    name: str
+    archive: str
+    component: str = "main"
+
+
+@dataclass(frozen=True)
+class BuildRoot:
+    """The small root in which modules are built where the host's tools are too old.
+
+    Attributes:
+        name: its key in the catalogue.
+        suites: the suites it is made from.
+        compiler: package and command name of the compiler, for example ``"gcc-14"``.
+        packages: what the kernels' build tools need beside the compiler.
+    """
+
+    name: str
+    suites: tuple[Suite, ...]
+    compiler: str
+    packages: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One kernel of the catalogue.
+
+    Attributes:
+        series: what users type, ``"6.12"``.
+        release: the exact release that is pinned, as ``uname -r`` prints it.
+        version: the Debian version of its packages.
+        suites: where to look, first match wins.
+        headers: whether the archive has the headers to build a module with.
+        root: the build root for hosts that do not suffice; None without headers.
+    """
+
+    series: str
+    release: str
+    version: str
+    suites: tuple[Suite, ...]
+    headers: bool
+    root: BuildRoot | None
+
+    def answers_to(self, spec: str, flavour: str) -> bool:
+        """Tell whether a user who typed `spec` means this kernel.
+
+        Accepted are the series, the release with or without the flavour, and the upstream version.
+        """
+        upstream = self.version.partition("-")[0]
+        return spec in {
+            self.series,
+            self.release,
+            self.release.removesuffix(f"-{flavour}"),
+            upstream,
+        }
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The whole of ``kernels.toml``.
+
+    Attributes:
+        path: the file it was read from.
+        mirror: URI of the mirror used when the host's apt has none.
+        keyring: the keyring that the archive's signatures are checked with.
+        flavour: ending of the package names, ``"amd64"``.
+        drop: directories below ``lib/modules/RELEASE/kernel`` that are not unpacked.
+        entries: the kernels, in the file's order.
+    """
+
+    path: Path
+    mirror: str
+    keyring: Path
+    flavour: str
+    drop: tuple[str, ...]
+    entries: tuple[Entry, ...]
+
+    @property
+    def series(self) -> list[str]:
+        """The series there are, in the file's order."""
+        return [entry.series for entry in self.entries]
+
+    def find(self, spec: str) -> Entry | None:
+        """Return the entry that `spec` names, or None."""
+        return next((e for e in self.entries if e.answers_to(spec, self.flavour)), None)
+
+
+def catalogue_path() -> Path:
+    """Return the catalogue's file, ``$BPFUNIT_KERNELS`` or the one that comes with bpfunit."""
+    explicit = os.environ.get("BPFUNIT_KERNELS")
+    return Path(explicit) if explicit else vm_dir() / "kernels.toml"
+
+
+def load_catalogue(path: Path | None = None) -> Catalogue:
+    """Read and check the catalogue.
+
+    Args:
+        path: the file; `catalogue_path` by default.
+
+    Raises:
+        CatalogueError: with the file, the entry, what was expected and what was found.
+    """
+    path = path or catalogue_path()
+    try:
+        stamp = path.stat().st_mtime_ns
+    except OSError as error:
+        raise CatalogueError(f"read kernel catalogue: {path}: {error.strerror}") from error
+    return _load(path, stamp)
+
+
+@lru_cache(maxsize=8)
+def _load(path: Path, _stamp: int) -> Catalogue:
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CatalogueError(f"read kernel catalogue: {path}: not valid TOML: {error}") from error
+    archive = _Table(document, path, "").table("archive")
+    top = _Table(document, path, "")
+    suites = {
+        name: Suite(name, table.string("archive"), table.string("component", "main"))
+        for name, table in top.tables("suites").items()
+    }
+    roots = {
+        name: BuildRoot(
+            name, table.suites(suites), table.string("compiler"), table.strings("packages")
+        )
+        for name, table in top.tables("roots").items()
+    }
+    entries = tuple(_entry(table, suites, roots) for table in top.array("kernel"))
+    for i, entry in enumerate(entries):
+        if entry.series in {other.series for other in entries[:i]}:
+            raise top.error("kernel", f"series {entry.series!r} is there twice", "one entry each")
+    catalogue = Catalogue(
+        path,
+        archive.string("mirror").rstrip("/"),
+        Path(archive.string("keyring")),
+        archive.string("flavour"),
+        archive.strings("drop"),
+        entries,
+    )
+    top.refuse_leftovers("archive", "suites", "roots", "kernel")
+    archive.refuse_leftovers("mirror", "keyring", "flavour", "drop")
+    return catalogue
+
+
+def _entry(table: _Table, suites: Mapping[str, Suite], roots: Mapping[str, BuildRoot]) -> Entry:
+    series = table.string("series", pattern=_SERIES)
+    table.where = f"kernel {series}"
+    release = table.string("release", pattern=_RELEASE)
+    if not release.startswith(f"{series}."):
+        raise table.error("release", repr(release), f"a release of the series {series}")
+    headers = table.boolean("headers")
+    root = None
+    if headers:
+        name = table.string("root")
+        if name not in roots:
+            raise table.error("root", repr(name), f"one of {sorted(roots)}")
+        root = roots[name]
+    table.refuse_leftovers("series", "release", "version", "suites", "headers", "root")
+    return Entry(series, release, table.string("version"), table.suites(suites), headers, root)
+
+
+class _Table:
+    """A TOML table whose values are asked for by name and type."""
+
+    def __init__(self, data: Mapping[str, Any], path: Path, where: str) -> None:
+        self.data = data
+        self.path = path
+        self.where = where
+
+    def error(self, key: str, found: str, expected: str) -> CatalogueError:
+        place = f"{self.where}: {key}" if self.where else key
+        return CatalogueError(
+            f"read kernel catalogue: {self.path}: {place}: expected {expected}, found {found}"
+        )
+
+    def _get(self, key: str, kind: type, expected: str) -> Any:
+        value = self.data.get(key)
+        if not isinstance(value, kind):
+            raise self.error(key, "nothing" if value is None else repr(value), expected)
+        return value
+
+    def string(
+        self, key: str, default: str | None = None, pattern: re.Pattern[str] | None = None
+    ) -> str:
+        if default is not None and key not in self.data:
+            return default
+        value: str = self._get(key, str, "a string")
+        if not value or (pattern and not pattern.fullmatch(value)):
+            shape = f"a string like {pattern.pattern}" if pattern else "a string that is not empty"
+            raise self.error(key, repr(value), shape)
+        return value
+
+    def boolean(self, key: str) -> bool:
+        value: bool = self._get(key, bool, "true or false")
+        return value
+
+    def strings(self, key: str) -> tuple[str, ...]:
+        values = self._get(key, list, "a list of strings")
+        if not all(isinstance(value, str) and value for value in values):
+            raise self.error(key, repr(values), "a list of strings")
+        return tuple(values)
+
+    def suites(self, known: Mapping[str, Suite]) -> tuple[Suite, ...]:
+        names = self.strings("suites")
+        if not names or any(name not in known for name in names):
+            raise self.error("suites", repr(list(names)), f"some of {sorted(known)}")
+        return tuple(known[name] for name in names)
+
+    def table(self, key: str) -> _Table:
+        return _Table(self._get(key, dict, "a table"), self.path, key)
+
+    def tables(self, key: str) -> dict[str, _Table]:
+        parent = self.table(key)
+        return {
+            name: _Table(parent._get(name, dict, "a table"), self.path, f"{key}.{name}")
+            for name in parent.data
+        }
+
+    def array(self, key: str) -> list[_Table]:
+        items = self._get(key, list, "an array of tables, [[kernel]]")
+        return [_Table(item, self.path, f"{key} number {i + 1}") for i, item in enumerate(items)]
+
+    def refuse_leftovers(self, *known: str) -> None:
+        """Refuse keys that nothing reads: most often a slip of the pen."""
+        for key in self.data:
+            if key not in known:
+                raise self.error(key, "an unknown key", f"one of {sorted(known)}")

@@ -1,0 +1,41 @@
+"""A kernel that is there: what a guest boots and what a module is built against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bpfunit.kernels.catalogue import BuildRoot
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel, on this machine's disk.
+
+    Attributes:
+        series: ``"6.12"``; for local kernels the first two numbers of the release.
+        release: as ``uname -r`` prints it.
+        image: the bzImage.
+        modules_root: the directory that has ``lib/modules/RELEASE``; None when there is none, as in
+            build trees (vng makes one of its own from `tree`).
+        headers: what ``make -C`` takes to build a module; None when modules cannot be built.
+        source: where it came from, for reports.
+        note: what the user should know about it, for reports; most often "".
+        build_root: the root for hosts whose tools do not suffice; None for local kernels.
+        tree: the build tree it lies in, None for all others.
+    """
+
+    series: str
+    release: str
+    image: Path
+    modules_root: Path | None
+    headers: Path | None
+    source: str
+    note: str = ""
+    build_root: BuildRoot | None = None
+    tree: Path | None = None
+
+    @property
+    def boot_path(self) -> Path:
+        """What ``vng --run`` takes."""
+        return self.tree or self.image
