@@ -47,18 +47,18 @@ struct hook {
 
 /* AF_UNIX attach types (6.7) are left out on purpose: their address is not in the context. */
 static const struct hook hooks[] = {
-	[BPF_CGROUP_INET4_BIND] = { HOOK_BIND, AF_INET },
-	[BPF_CGROUP_INET6_BIND] = { HOOK_BIND, AF_INET6 },
-	[BPF_CGROUP_INET4_CONNECT] = { HOOK_CONNECT, AF_INET },
-	[BPF_CGROUP_INET6_CONNECT] = { HOOK_CONNECT, AF_INET6 },
-	[BPF_CGROUP_UDP4_SENDMSG] = { HOOK_SENDMSG, AF_INET },
-	[BPF_CGROUP_UDP6_SENDMSG] = { HOOK_SENDMSG, AF_INET6 },
-	[BPF_CGROUP_UDP4_RECVMSG] = { HOOK_RECVMSG, AF_INET },
-	[BPF_CGROUP_UDP6_RECVMSG] = { HOOK_RECVMSG, AF_INET6 },
-	[BPF_CGROUP_INET4_GETPEERNAME] = { HOOK_NAME, AF_INET },
-	[BPF_CGROUP_INET6_GETPEERNAME] = { HOOK_NAME, AF_INET6 },
-	[BPF_CGROUP_INET4_GETSOCKNAME] = { HOOK_NAME, AF_INET },
-	[BPF_CGROUP_INET6_GETSOCKNAME] = { HOOK_NAME, AF_INET6 },
+	[BPF_CGROUP_INET4_BIND] = {HOOK_BIND, AF_INET},
+	[BPF_CGROUP_INET6_BIND] = {HOOK_BIND, AF_INET6},
+	[BPF_CGROUP_INET4_CONNECT] = {HOOK_CONNECT, AF_INET},
+	[BPF_CGROUP_INET6_CONNECT] = {HOOK_CONNECT, AF_INET6},
+	[BPF_CGROUP_UDP4_SENDMSG] = {HOOK_SENDMSG, AF_INET},
+	[BPF_CGROUP_UDP6_SENDMSG] = {HOOK_SENDMSG, AF_INET6},
+	[BPF_CGROUP_UDP4_RECVMSG] = {HOOK_RECVMSG, AF_INET},
+	[BPF_CGROUP_UDP6_RECVMSG] = {HOOK_RECVMSG, AF_INET6},
+	[BPF_CGROUP_INET4_GETPEERNAME] = {HOOK_NAME, AF_INET},
+	[BPF_CGROUP_INET6_GETPEERNAME] = {HOOK_NAME, AF_INET6},
+	[BPF_CGROUP_INET4_GETSOCKNAME] = {HOOK_NAME, AF_INET},
+	[BPF_CGROUP_INET6_GETSOCKNAME] = {HOOK_NAME, AF_INET6},
 };
 
 /* What a program may change in one run, in the kernel's own form. */
@@ -240,7 +240,8 @@ static int check_socket(const struct run *run, const struct sock *sk)
 		ok = sk->sk_prot->pre_connect;
 		break;
 	case HOOK_BIND:
-		ok = !sk->sk_prot->bind;
+		/* protocols that bind on their own pass by the hook, MPTCP shows its subflow */
+		ok = !sk->sk_prot->bind && sk->sk_protocol != IPPROTO_MPTCP;
 		break;
 	case HOOK_SENDMSG:
 	case HOOK_RECVMSG:
@@ -408,7 +409,7 @@ static bool needs_cgroup(const struct bpf_prog *prog)
 static int sock_addr_test_run(struct bpf_prog *prog, const union bpf_attr *kattr,
 			      union bpf_attr __user *uattr)
 {
-	struct run run = { .prog = prog };
+	struct run run = {.prog = prog};
 	int err;
 
 	BUILD_BUG_ON(sizeof(struct bpf_sock_addr) != 72);
@@ -467,7 +468,7 @@ static int programs_get(char *buffer, const struct kernel_param *param)
 	return scnprintf(buffer, PAGE_SIZE, "%ld\n", atomic_long_read(&programs_equipped));
 }
 
-static const struct kernel_param_ops programs_ops = { .get = programs_get };
+static const struct kernel_param_ops programs_ops = {.get = programs_get};
 module_param_cb(programs, &programs_ops, NULL, 0444);
 MODULE_PARM_DESC(programs, "programs that got a test run since the module was loaded");
 

@@ -33,17 +33,16 @@
 #ifdef HAVE_SELECT_RUNTIME_ENV
 #define SELECT_RUNTIME "__bpf_prog_select_runtime"
 #define SELECT_RUNTIME_PROG_ARG 1
-static_assert(__same_type(&__bpf_prog_select_runtime,
-			  (struct bpf_prog * (*)(struct bpf_verifier_env *, struct bpf_prog *,
-						 int *))NULL));
+typedef struct bpf_prog *select_runtime_fn(struct bpf_verifier_env *, struct bpf_prog *, int *);
+static_assert(__same_type(__bpf_prog_select_runtime, select_runtime_fn));
 #else
 #define SELECT_RUNTIME "bpf_prog_select_runtime"
 #define SELECT_RUNTIME_PROG_ARG 0
-static_assert(__same_type(&bpf_prog_select_runtime,
-			  (struct bpf_prog * (*)(struct bpf_prog *, int *))NULL));
+typedef struct bpf_prog *select_runtime_fn(struct bpf_prog *, int *);
+static_assert(__same_type(bpf_prog_select_runtime, select_runtime_fn));
 #endif
 
-/* struct sockaddr until 6.19, struct sockaddr_unsized after it. */
+/* A pointer to struct sockaddr, since 6.19 to struct sockaddr_unsized. */
 typedef typeof_member(struct bpf_sock_addr_kern, uaddr) uaddr_ptr;
 
 static inline void set_uaddr(struct bpf_sock_addr_kern *kern, void *uaddr, u32 len)
