@@ -1,0 +1,31 @@
+"""Rewriting BPF programs between libbpf's relocations and the verifier."""
+
+from __future__ import annotations
+
+from bpfunit.rewrite.entry import Entry, EntryRecorder
+from bpfunit.rewrite.flow import Flow, RewriteError
+from bpfunit.rewrite.hook import SECTIONS, ambient_passes, install, instrumented
+from bpfunit.rewrite.insn import Insn, decode, encode
+from bpfunit.rewrite.liveness import Liveness
+from bpfunit.rewrite.patcher import Patched, Patcher
+from bpfunit.rewrite.program import Instrumentation, ProgramCode, Trial
+
+__all__ = [
+    "SECTIONS",
+    "Entry",
+    "EntryRecorder",
+    "Flow",
+    "Insn",
+    "Instrumentation",
+    "Liveness",
+    "Patched",
+    "Patcher",
+    "ProgramCode",
+    "RewriteError",
+    "Trial",
+    "ambient_passes",
+    "decode",
+    "encode",
+    "install",
+    "instrumented",
+]

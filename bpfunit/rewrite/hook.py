@@ -1,0 +1,252 @@
+"""Where libbpf lets us see and change a program just before the kernel does.
+
+libbpf calls a section handler's ``prog_prepare_load_fn`` for each program it is about to load
+(``libbpf_register_prog_handler``, libbpf 0.8). One set of handlers is registered per process:
+unregistering and registering again corrupts the heap in libbpf 1.1.2, and registering more later
+would move the table that open objects point into. A handler of ours replaces the built-in one for
+its section, so only those sections are taken whose built-in handler does nothing but set the
+program's type and attach type. Programs of other sections load as they are.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from bpfunit._sys import bpf, libbpf, uapi
+from bpfunit.rewrite.info import (
+    FUNC_SIZE,
+    LINE_SIZE,
+    decode_func_info,
+    decode_line_info,
+    encode_func_info,
+    encode_line_info,
+)
+from bpfunit.rewrite.insn import SLOT_SIZE, Insn, decode, encode
+from bpfunit.rewrite.patcher import Patched
+from bpfunit.rewrite.program import Instrumentation, ProgramCode, Trial
+
+# Sections of libbpf 1.1 whose built-in handler sets types and no more (section_defs in libbpf.c):
+# no attach target to find, no flag to set.
+_CGROUP_SOCK_ADDR = tuple(
+    f"cgroup/{call}{family}"
+    for call in ("bind", "connect", "sendmsg", "recvmsg", "getpeername", "getsockname")
+    for family in "46"
+)
+SECTIONS = (
+    *_CGROUP_SOCK_ADDR,
+    *("socket", "tc", "classifier", "action", "xdp", "xdp/devmap", "xdp/cpumap"),
+    *("cgroup_skb/ingress", "cgroup_skb/egress", "cgroup/skb", "cgroup/sysctl", "cgroup/dev"),
+    *("cgroup/sock_create", "cgroup/sock_release", "cgroup/post_bind4", "cgroup/post_bind6"),
+    *("cgroup/getsockopt", "cgroup/setsockopt", "sockops", "sk_lookup", "sk_msg"),
+    *("sk_skb/stream_parser", "sk_skb/stream_verdict", "sk_skb"),
+    *("sk_reuseport", "sk_reuseport/migrate", "flow_dissector", "perf_event"),
+    *("lwt_in", "lwt_out", "lwt_xmit", "lwt_seg6local"),
+)
+_REFUSED = -22  # what the callback returns to make libbpf give up: EINVAL
+_REASON_LINES = 3
+
+
+@dataclass
+class _Session:
+    """One ``bpf_object__load`` under way.
+
+    libbpf reads ``line_info`` and ``func_info`` after the callback has returned, so the buffers
+    stay here until the load is over.
+    """
+
+    obj: int
+    passes: Sequence[Instrumentation]
+    seen: set[str] = field(default_factory=set)
+    error: BaseException | None = None
+    buffers: list[ctypes.Array[ctypes.c_char]] = field(default_factory=list)
+
+
+_sessions: list[_Session] = []
+
+
+def _kept_buffer(session: _Session, data: bytes) -> ctypes.Array[ctypes.c_char]:
+    buffer = ctypes.create_string_buffer(data, len(data))
+    session.buffers.append(buffer)
+    return buffer
+
+
+def _set_info(session: _Session, opts: libbpf.ProgLoadOpts, patched: Patched | ProgramCode) -> None:
+    """Point the load options at the func_info and line_info of a rewritten program."""
+    if opts.func_info_cnt:
+        data = encode_func_info(patched.func_info)
+        opts.func_info = ctypes.addressof(_kept_buffer(session, data))
+        opts.func_info_cnt, opts.func_info_rec_size = len(patched.func_info), FUNC_SIZE
+    if opts.line_info_cnt:
+        data = encode_line_info(patched.line_info)
+        opts.line_info = ctypes.addressof(_kept_buffer(session, data))
+        opts.line_info_cnt, opts.line_info_rec_size = len(patched.line_info), LINE_SIZE
+
+
+def _survivors(fd: int) -> list[Insn]:
+    """Return a loaded program's instructions as the verifier left them."""
+    operation = "read a program back"
+    info = bpf.object_info(operation, fd, uapi.ProgInfo())
+    buffer = ctypes.create_string_buffer(info.xlated_prog_len)
+    request = uapi.ProgInfo(
+        xlated_prog_len=info.xlated_prog_len, xlated_prog_insns=ctypes.addressof(buffer)
+    )
+    bpf.object_info(operation, fd, request)
+    return decode(buffer.raw)
+
+
+def _deciding_lines(log: str) -> str:
+    """Return the last lines of a verifier log that are not statistics."""
+    noise = ("processed ", "verification time", "stack depth")
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    kept = [line for line in lines if not line.startswith(noise)]
+    return "; ".join(kept[-_REASON_LINES:])
+
+
+def _load_once(
+    session: _Session, code: ProgramCode, opts: libbpf.ProgLoadOpts, patched: Patched
+) -> Trial:
+    """Load a rewritten program beside the real one, ask the kernel what became of it, drop it."""
+    attempt = libbpf.ProgLoadOpts.from_buffer_copy(opts)
+    attempt.sz = ctypes.sizeof(attempt)
+    _set_info(session, attempt, patched)
+    attempt.log_level, attempt.log_size, attempt.log_buf = 0, 0, None
+    image = encode(patched.insns)
+    arguments = (code.prog_type, code.name.encode(), b"GPL", image, len(patched.insns))
+    load = libbpf.lib().bpf_prog_load
+    fd = load(*arguments, ctypes.byref(attempt))
+    if fd >= 0:
+        try:
+            return Trial(True, "", _survivors(fd))
+        finally:
+            os.close(fd)
+    log = _kept_buffer(session, bytes(1 << 20))
+    attempt.log_level, attempt.log_size, attempt.log_buf = 1, len(log), ctypes.addressof(log)
+    fd = load(*arguments, ctypes.byref(attempt))
+    if fd >= 0:
+        os.close(fd)
+    return Trial(False, _deciding_lines(log.value.decode(errors="replace")) or f"errno {-fd}", ())
+
+
+def _read(session: _Session, prog: int, opts: libbpf.ProgLoadOpts) -> ProgramCode:
+    """Make a `ProgramCode` of libbpf's program and load options."""
+    lib = libbpf.lib()
+    size = lib.bpf_program__insn_cnt(prog) * SLOT_SIZE
+    func_info = ctypes.string_at(opts.func_info or 0, opts.func_info_cnt * opts.func_info_rec_size)
+    line_info = ctypes.string_at(opts.line_info or 0, opts.line_info_cnt * opts.line_info_rec_size)
+    code = ProgramCode(
+        name=lib.bpf_program__name(prog).decode(),
+        section=lib.bpf_program__section_name(prog).decode(),
+        prog_type=lib.bpf_program__type(prog),
+        attach_type=opts.expected_attach_type,
+        insns=decode(ctypes.string_at(lib.bpf_program__insns(prog), size)),
+        func_info=decode_func_info(func_info, opts.func_info_rec_size or FUNC_SIZE),
+        line_info=decode_line_info(line_info, opts.line_info_rec_size or LINE_SIZE),
+    )
+    if btf := lib.bpf_object__btf(session.obj):
+
+        def string_at(offset: int) -> str:
+            text: bytes | None = lib.btf__name_by_offset(btf, offset)
+            return (text or b"").decode(errors="replace")
+
+        def name_of_type(type_id: int) -> str:
+            found = lib.btf__type_by_id(btf, type_id)
+            # name_off is the first member of struct btf_type.
+            return string_at(ctypes.c_uint32.from_address(found).value) if found else ""
+
+        code.string_at, code.name_of_type = string_at, name_of_type
+    code.try_load = lambda patched: _load_once(session, code, opts, patched)
+    return code
+
+
+def _rewrite(session: _Session, prog: int, opts: libbpf.ProgLoadOpts) -> None:
+    code = _read(session, prog, opts)
+    session.seen.add(code.name)
+    for step in session.passes:
+        step.rewrite(code)
+    if code.changed:
+        image = ctypes.create_string_buffer(encode(code.insns))
+        libbpf.lib().bpf_program__set_insns(prog, image, len(code.insns))
+        _set_info(session, opts, code)
+
+
+def _prepare_load(prog: int, opts: Any, _cookie: int) -> int:
+    """Serve libbpf's callback: ctypes would swallow an exception here, so it is kept for later."""
+    if not _sessions:
+        return 0
+    session = _sessions[-1]
+    try:
+        _rewrite(session, prog, opts.contents)
+    except BaseException as error:
+        session.error = error
+        return _REFUSED
+    return 0
+
+
+_ambient: list[Instrumentation] = []
+
+
+def ambient_passes() -> list[Instrumentation]:
+    """Return the list, open to change, of passes that apply to every load of this process."""
+    return _ambient
+
+
+_callback = libbpf.PREPARE_LOAD_FN(_prepare_load)
+
+
+@lru_cache(maxsize=1)
+def install() -> None:
+    """Register the handlers, once per process and before the object to rewrite is opened.
+
+    A program of these sections is from then on attached by its type, not by
+    ``bpf_program__attach``, which the built-in handler alone can serve.
+    """
+    lib = libbpf.lib()
+    for section in SECTIONS:
+        prog_type, attach_type = ctypes.c_int(), ctypes.c_int()
+        lib.libbpf_prog_type_by_name(
+            section.encode(), ctypes.byref(prog_type), ctypes.byref(attach_type)
+        )
+        opts = libbpf.ProgHandlerOpts(prog_prepare_load_fn=_callback)
+        opts.sz = ctypes.sizeof(opts)
+        lib.libbpf_register_prog_handler(
+            section.encode(), prog_type.value, attach_type.value, ctypes.byref(opts)
+        )
+
+
+@contextmanager
+def instrumented(obj: int, passes: Sequence[Instrumentation]) -> Iterator[None]:
+    """Run ``passes`` over every program that ``bpf_object__load`` loads within the block.
+
+    Args:
+        obj: the opened ``struct bpf_object *``; `install` came before it was opened.
+        passes: in order; each sees what those before it left.
+
+    Raises:
+        Exception: whatever a pass raised, in place of libbpf's error that came of it.
+    """
+    session = _Session(obj, passes)
+    _sessions.append(session)
+    try:
+        yield
+    except Exception as failure:
+        if session.error is not None:
+            raise session.error from failure
+        raise
+    finally:
+        _sessions.remove(session)
+    _tell_unreached(session)
+
+
+def _tell_unreached(session: _Session) -> None:
+    lib = libbpf.lib()
+    for prog in libbpf.each("bpf_object__next_program", session.obj):
+        name = lib.bpf_program__name(prog).decode()
+        if name not in session.seen and lib.bpf_program__autoload(prog):
+            for step in session.passes:
+                step.unreached(name, lib.bpf_program__section_name(prog).decode())
