@@ -46,3 +46,11 @@ class SyscallError(BpfunitError, OSError):
     def __str__(self) -> str:
         """Return the message without OSError's ``[Errno N]`` prefix, which says it twice."""
         return str(self.strerror)
+
+
+class FieldError(BpfunitError, AttributeError):
+    """A field name that the type does not have; the message lists the fields it has."""
+
+
+class FieldValueError(BpfunitError, ValueError):
+    """A value that does not fit its field; the message says the field, its type and its range."""

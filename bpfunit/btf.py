@@ -1,0 +1,392 @@
+"""C types by name, made from BTF, the type format that clang puts into BPF objects.
+
+The encoding is that of ``Documentation/bpf/btf.rst``. Layouts follow BTF's offsets to the bit, packed
+structs and padding included, and every class is checked against them when it is made.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import difflib
+import enum
+import os
+import struct
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from . import records
+from ._sys import libbpf
+from .errors import BpfunitError, NotFoundError
+
+_MAGIC = 0xEB9F
+_LISTED = 60  # how many names an error shows: enough for a hook's own types
+
+_INT, _PTR, _ARRAY, _STRUCT, _UNION, _ENUM, _FWD, _TYPEDEF = range(1, 9)
+_VOLATILE, _CONST, _RESTRICT, _FUNC, _FUNC_PROTO, _VAR, _DATASEC, _FLOAT = range(9, 17)
+_DECL_TAG, _TYPE_TAG, _ENUM64 = 17, 18, 19
+_QUALIFIERS = {_TYPEDEF, _VOLATILE, _CONST, _RESTRICT, _TYPE_TAG}
+# bytes that follow a type's 12-byte head: (fixed, per element of vlen)
+_TAIL = {
+    _INT: (4, 0),
+    _ARRAY: (12, 0),
+    _STRUCT: (0, 12),
+    _UNION: (0, 12),
+    _ENUM: (0, 8),
+    _FUNC_PROTO: (0, 8),
+    _VAR: (4, 0),
+    _DATASEC: (0, 12),
+    _DECL_TAG: (4, 0),
+    _ENUM64: (0, 12),
+}
+_SPELLED = {"struct": _STRUCT, "union": _UNION, "enum": _ENUM}
+# a name alone means, in this order, what C programmers most likely mean
+_BY_NAME = (_TYPEDEF, _STRUCT, _UNION, _ENUM, _ENUM64, _INT, _FLOAT)
+
+
+class BtfError(BpfunitError):
+    """BTF that is missing, malformed, or describes a layout this module cannot make."""
+
+
+class _Type(NamedTuple):
+    kind: int
+    name: str
+    size_or_type: int
+    vlen: int
+    kflag: bool
+    tail: int  # offset of what follows the head
+
+
+class _Member(NamedTuple):
+    name: str
+    type_id: int
+    bit_offset: int
+    bits: int  # 0 unless a bit-field
+
+
+class Variable(NamedTuple):
+    """A global variable: its place in the data section (bytes) and its type."""
+
+    section: str
+    offset: int
+    size: int
+    type_id: int
+
+
+class Types:
+    """The C types of one object: ``types.frontend_key``, ``types["struct ip_addr"]``.
+
+    Structs and unions are ``ctypes`` classes, typedefs of anonymous structs are named by the typedef,
+    enums are ``IntEnum`` classes, integers are the ctypes integers.
+
+    Args:
+        raw: BTF as the ``.BTF`` section holds it.
+        source: what the BTF came from, for errors.
+
+    Raises:
+        BtfError: the BTF is malformed or of the other byte order.
+    """
+
+    def __init__(self, raw: bytes, source: str = "BTF") -> None:
+        self._raw = raw
+        self._source = source
+        self._types = [_Type(0, "void", 0, 0, False, 0), *self._parse()]
+        self._made: dict[int, Any] = {}
+        self._index: dict[str, list[int]] = {}
+        for type_id, info in enumerate(self._types):
+            if info.name and info.kind in _BY_NAME:
+                self._index.setdefault(info.name, []).append(type_id)
+
+    def _parse(self) -> Iterator[_Type]:
+        raw = self._raw
+        if len(raw) < 24 or struct.unpack_from("=H", raw)[0] != _MAGIC:
+            raise BtfError(f"read BTF of {self._source}: no BTF magic of this byte order")
+        (header, type_off, type_len, str_off, str_len) = struct.unpack_from("=IIIII", raw, 4)
+        strings = raw[header + str_off : header + str_off + str_len]
+        position, end = header + type_off, header + type_off + type_len
+        while position < end:
+            name_off, info, size_or_type = struct.unpack_from("=III", raw, position)
+            kind, vlen = info >> 24 & 0x1F, info & 0xFFFF
+            name = strings[name_off : strings.index(b"\0", name_off)].decode()
+            yield _Type(kind, name, size_or_type, vlen, bool(info >> 31), position + 12)
+            fixed, each = _TAIL.get(kind, (0, 0))
+            position += 12 + fixed + each * vlen
+        self._strings = strings
+
+    def _name_at(self, offset: int) -> str:
+        return self._strings[offset : self._strings.index(b"\0", offset)].decode()
+
+    def __getitem__(self, name: str) -> Any:
+        """Return the type of this C name ("frontend_key", "struct ip_addr", "__u32").
+
+        Raises:
+            NotFoundError: there is no such type; the nearest names come first.
+        """
+        prefix, _, rest = name.rpartition(" ")
+        wanted = (_SPELLED[prefix],) if prefix in _SPELLED else _BY_NAME
+        candidates = [i for i in self._index.get(rest, ()) if self._types[i].kind in wanted]
+        if not candidates:
+            near = difflib.get_close_matches(rest, self._index, n=5)
+            others = sorted(n for n in self._index if n not in near)
+            raise NotFoundError(
+                f"look up type in {self._source}", name, [*near, *others][:_LISTED]
+            )
+        best = min(candidates, key=lambda i: wanted.index(self._types[i].kind))
+        return self.by_id(best)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name.endswith("__"):
+            raise AttributeError(name)
+        return self[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._index
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._index)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._index]
+
+    def __repr__(self) -> str:
+        return f"<types of {self._source}: {len(self._index)} names>"
+
+    def by_id(self, type_id: int) -> Any:
+        """Return the Python type of a BTF type id, as map definitions refer to it.
+
+        Raises:
+            BtfError: it has no value in memory (void, a function, a declaration only).
+        """
+        if type_id not in self._made:
+            self._made[type_id] = self._make(type_id, "")
+        return self._made[type_id]
+
+    def variables(self) -> dict[str, Variable]:
+        """Return the global variables of the object's data sections by name."""
+        found: dict[str, Variable] = {}
+        for section in self._types:
+            if section.kind != _DATASEC:
+                continue
+            for i in range(section.vlen):
+                type_id, offset, size = struct.unpack_from(
+                    "=III", self._raw, section.tail + 12 * i
+                )
+                var = self._types[type_id]
+                if var.kind == _VAR:
+                    found[var.name] = Variable(section.name, offset, size, var.size_or_type)
+        return found
+
+    def _make(self, type_id: int, typedef: str) -> Any:
+        info = self._types[type_id]
+        if info.kind in _QUALIFIERS:
+            name = info.name if info.kind == _TYPEDEF else typedef
+            target = self._types[info.size_or_type]
+            # one class per type, but an anonymous struct is a class per typedef that names it
+            return self.by_id(info.size_or_type) if target.name else self._make(info.size_or_type, name)
+        makers = {
+            _INT: self._make_int,
+            _PTR: lambda *_: ctypes.c_uint64,
+            _ARRAY: self._make_array,
+            _STRUCT: self._make_record,
+            _UNION: self._make_record,
+            _ENUM: self._make_enum,
+            _ENUM64: self._make_enum,
+            _FLOAT: lambda i, _: ctypes.c_float if i.size_or_type == 4 else ctypes.c_double,
+        }
+        if info.kind not in makers:
+            raise BtfError(
+                f"make type {info.name or type_id} of {self._source}: it has no layout"
+                f" (BTF kind {info.kind})"
+            )
+        return makers[info.kind](info, info.name or typedef or f"anonymous_{type_id}")
+
+    def _make_int(self, info: _Type, _name: str) -> Any:
+        encoding = struct.unpack_from("=I", self._raw, info.tail)[0] >> 24
+        if encoding & 4:
+            return ctypes.c_bool
+        if info.size_or_type == 16:
+            return records.array_type(ctypes.c_uint64, 2)
+        return records.INTEGERS[info.size_or_type, bool(encoding & 1)]
+
+    def _make_array(self, info: _Type, _name: str) -> Any:
+        element, _index, length = struct.unpack_from("=III", self._raw, info.tail)
+        resolved = self._strip(element)
+        if self._types[resolved].kind == _INT and self._types[resolved].name == "char":
+            return records.array_type(ctypes.c_char, length)
+        return records.array_type(self._storage(element), length)
+
+    def _make_enum(self, info: _Type, name: str) -> Any:
+        wide = info.kind == _ENUM64
+        members: dict[str, int] = {}
+        for i in range(info.vlen):
+            if wide:
+                name_off, low, high = struct.unpack_from("=III", self._raw, info.tail + 12 * i)
+                value = low | high << 32
+                value -= (1 << 64) if info.kflag and high >> 31 else 0
+            else:
+                sign = "i" if self._enum_signed(info) else "I"
+                name_off, value = struct.unpack_from(f"=I{sign}", self._raw, info.tail + 8 * i)
+            members[self._name_at(name_off)] = value
+        return enum.IntEnum(name, members)
+
+    def _strip(self, type_id: int) -> int:
+        while self._types[type_id].kind in _QUALIFIERS:
+            type_id = self._types[type_id].size_or_type
+        return type_id
+
+    def _storage(self, type_id: int) -> Any:
+        """Return the ctypes type that holds a value of this type in memory; enums become integers."""
+        info = self._types[self._strip(type_id)]
+        if info.kind in (_ENUM, _ENUM64):
+            return records.INTEGERS[info.size_or_type, self._enum_signed(info)]
+        return self.by_id(type_id)
+
+    def _enum_signed(self, info: _Type) -> bool:
+        # LLVM before 16 does not say whether an enum is signed; its values then read as __s32, and a
+        # negative one is far likelier than one above 2^31
+        if info.kflag or info.kind == _ENUM64:
+            return info.kflag
+        values = (struct.unpack_from("=i", self._raw, info.tail + 8 * i + 4) for i in range(info.vlen))
+        return any(value < 0 for (value,) in values)
+
+    def storage_by_id(self, type_id: int) -> Any:
+        """Return the ctypes type that holds a value of BTF type ``type_id``; enums as integers."""
+        return self._storage(type_id)
+
+    def _members(self, info: _Type) -> Iterator[_Member]:
+        for i in range(info.vlen):
+            name_off, type_id, offset = struct.unpack_from("=III", self._raw, info.tail + 12 * i)
+            bits = offset >> 24 if info.kflag else 0
+            offset = offset & 0xFFFFFF if info.kflag else offset
+            target = self._types[self._strip(type_id)]
+            if not info.kflag and target.kind == _INT:
+                # before kind_flag, the width sat in the integer type itself
+                word = struct.unpack_from("=I", self._raw, target.tail)[0]
+                width, shift = word & 0xFF, word >> 16 & 0xFF
+                if width != target.size_or_type * 8:
+                    bits, offset = width, offset + shift
+            yield _Member(self._name_at(name_off), type_id, offset, bits)
+
+    def _make_record(self, info: _Type, name: str) -> Any:
+        union = info.kind == _UNION
+        layout = _Layout(name, info.size_or_type, union)
+        for member in self._members(info):
+            if member.bits:
+                signed = self._is_signed(member.type_id)
+                layout.add_bits(member.name, member.bit_offset, member.bits, signed)
+            else:
+                layout.add(member.name, member.bit_offset // 8, self._storage(member.type_id))
+        return layout.finish(self._source)
+
+    def _is_signed(self, type_id: int) -> bool:
+        info = self._types[self._strip(type_id)]
+        if info.kind == _INT:
+            return bool(struct.unpack_from("=I", self._raw, info.tail)[0] >> 24 & 1)
+        return self._enum_signed(info)
+
+
+class _Layout:
+    """One struct or union under construction: ctypes fields with the padding spelled out."""
+
+    def __init__(self, name: str, size: int, union: bool) -> None:
+        self.name, self.size, self.union = name, size, union
+        self.fields: list[tuple[str, Any]] = []
+        self.anonymous: list[str] = []
+        self.bits: list[records.BitField] = []
+        self.members: dict[str, Any] = {}
+        self.expected: dict[str, int] = {}
+        self.end = 0
+
+    def _pad_to(self, offset: int) -> None:
+        if not self.union and offset > self.end:
+            self.fields.append((f"_pad{len(self.fields)}", ctypes.c_uint8 * (offset - self.end)))
+            self.end = offset
+
+    def add(self, name: str, offset: int, ctype: Any) -> None:
+        """Place a member at a byte offset; an empty name is an anonymous struct or union."""
+        self._pad_to(offset)
+        field = name or f"_anonymous{len(self.fields)}"
+        self.fields.append((field, ctype))
+        self.expected[field] = offset
+        if name:
+            self.members[name] = ctype
+        else:
+            self.anonymous.append(field)
+            self.members.update(ctype._members_)
+            for inner, descriptor in _bit_fields(ctype):
+                moved = 8 * (offset + descriptor.first) + descriptor.shift
+                self.bits.append(
+                    records.BitField(inner, moved, descriptor.bits, descriptor.signed)
+                )
+        self.end = max(self.end, offset + ctypes.sizeof(ctype))
+
+    def add_bits(self, name: str, bit_offset: int, bits: int, signed: bool) -> None:
+        """Place a bit-field; unnamed ones are padding."""
+        if name:
+            self.bits.append(records.BitField(name, bit_offset, bits, signed))
+            self.members[name] = None
+
+    def finish(self, source: str) -> Any:
+        """Make the class and hold it against BTF's size and offsets."""
+        self._pad_to(self.size)
+        if self.union and self.end < self.size:
+            self.fields.append(("_pad", ctypes.c_uint8 * self.size))
+        base = records.UnionRecord if self.union else records.StructRecord
+        namespace = {
+            "_pack_": 1,
+            "_layout_": "ms",  # Python 3.14 wants it said; without bit-fields it changes nothing
+            "_anonymous_": tuple(self.anonymous),
+            "_fields_": self.fields,
+            "_members_": self.members,
+            "__doc__": f"``{self.name}`` of {source}, {self.size} bytes.",
+            **{bit.name: bit for bit in self.bits},
+        }
+        made: Any = type(self.name, (base,), namespace)
+        offsets = {field: getattr(made, field).offset for field in self.expected}
+        if ctypes.sizeof(made) != self.size or offsets != self.expected:
+            raise BtfError(
+                f"make type {self.name} of {source}: laid out as {ctypes.sizeof(made)} bytes"
+                f" {offsets}, BTF says {self.size} bytes {self.expected}"
+            )
+        return made
+
+
+def _bit_fields(ctype: Any) -> Iterator[tuple[str, records.BitField]]:
+    for name, member in ctype._members_.items():
+        if member is None:
+            yield name, getattr(ctype, name)
+
+
+@lru_cache(maxsize=16)
+def types_of(raw: bytes, source: str) -> Types:
+    """Return the types of this BTF, parsed once per process: each test loads its object afresh."""
+    return Types(raw, source)
+
+
+def raw_btf(handle: int) -> bytes:
+    """Copy the raw data out of libbpf's ``struct btf *``."""
+    size = ctypes.c_uint32()
+    address = libbpf.lib().btf__raw_data(handle, ctypes.byref(size))
+    return ctypes.string_at(address, size.value)
+
+
+def load_types(path: str | os.PathLike[str]) -> Types:
+    """Read the types of an object file, no kernel needed.
+
+    Raises:
+        BtfError: the file is not an object with BTF (compile with ``clang -g -target bpf``).
+    """
+    lib = libbpf.lib()
+    with libbpf.captured_log() as messages:
+        try:
+            handle = lib.btf__parse(os.fsencode(path), None)
+        except BpfunitError as error:
+            reason = messages[-1] if messages else str(error)
+            raise BtfError(
+                f"read BTF of {os.fspath(path)}: {reason}; compile it with clang -g -target bpf"
+            ) from None
+    try:
+        return types_of(raw_btf(handle), Path(path).name)
+    finally:
+        lib.btf__free(handle)

@@ -1,0 +1,162 @@
+"""The crafted context of a socket-address program: ``struct bpf_sock_addr`` and what fills it.
+
+``type`` and ``protocol`` are those of the socket; every address and port in the structure is in
+network byte order, every argument of :func:`craft` in the way people write it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+from typing import NamedTuple
+
+from ._sys.uapi import AttachType
+from .errors import BpfunitError
+from .net import Endpoint, EndpointLike, port
+from .records import StructRecord, array_type
+
+SOCK_ADDR_SIZE = 72  # sizeof(struct bpf_sock_addr) since Linux 5.3, which added the sk pointer
+
+
+class ContextError(BpfunitError, ValueError):
+    """A context that the program's attach type cannot meet on a live system."""
+
+
+class BpfSockAddr(StructRecord):
+    """``struct bpf_sock_addr`` of ``include/uapi/linux/bpf.h``: 72 bytes, network byte order."""
+
+    _fields_ = [
+        ("user_family", ctypes.c_uint32),
+        ("user_ip4", ctypes.c_uint32),
+        ("user_ip6", array_type(ctypes.c_uint32, 4)),
+        ("user_port", ctypes.c_uint32),
+        ("family", ctypes.c_uint32),
+        ("type", ctypes.c_uint32),
+        ("protocol", ctypes.c_uint32),
+        ("msg_src_ip4", ctypes.c_uint32),
+        ("msg_src_ip6", array_type(ctypes.c_uint32, 4)),
+        ("sk", ctypes.c_uint64),
+    ]
+    _members_ = dict(_fields_)
+
+    @property
+    def user(self) -> Endpoint:
+        """The address and port that the program may rewrite, read by ``user_family``."""
+        raw = bytes(self.user_ip6) if self.user_family == socket.AF_INET6 else self.user_ip4
+        return Endpoint(raw, socket.ntohs(self.user_port & 0xFFFF))
+
+    @property
+    def source(self) -> Endpoint:
+        """The source address of a datagram; its port is not part of the context and reads 0."""
+        raw = bytes(self.msg_src_ip6) if self.user_family == socket.AF_INET6 else self.msg_src_ip4
+        return Endpoint(raw, 0)
+
+    def __repr__(self) -> str:
+        shown = [f"user={self.user}", f"family={_family_name(self.user_family)}"]
+        if self.family != self.user_family:
+            shown.append(f"socket_family={_family_name(self.family)}")
+        shown += [f"type={self.type}", f"protocol={self.protocol}"]
+        if self.msg_src_ip4 or any(self.msg_src_ip6):
+            shown.append(f"source={self.source.host}")
+        return f"BpfSockAddr({', '.join(shown)})"
+
+
+class Hook(NamedTuple):
+    """What an attach type of ``cgroup_sock_addr`` programs means for its context."""
+
+    family: int
+    kind: str  # "connect", "bind", "sendmsg", "recvmsg", "getpeername" or "getsockname"
+
+    @property
+    def has_source(self) -> bool:
+        """Whether the context carries a source address (``msg_src_ip4``, ``msg_src_ip6``)."""
+        return self.kind == "sendmsg"
+
+    @property
+    def datagram(self) -> bool:
+        """Whether the hook sits on a datagram path, so that a UDP socket is the natural default."""
+        return self.kind in ("sendmsg", "recvmsg")
+
+
+def _hooks() -> dict[int, Hook]:
+    found: dict[int, Hook] = {}
+    for attach_type in AttachType:
+        protocol, _, kind = attach_type.name.removeprefix("CGROUP_").partition("_")
+        if kind.lower() in ("connect", "bind", "sendmsg", "recvmsg", "getpeername", "getsockname"):
+            family = socket.AF_INET6 if protocol.endswith("6") else socket.AF_INET
+            found[attach_type] = Hook(int(family), kind.lower())
+    return found
+
+
+# attach type number -> its hook, for all INET4/INET6 attach types of cgroup_sock_addr
+HOOKS: dict[int, Hook] = _hooks()
+
+
+def _family_name(family: int) -> str:
+    try:
+        return socket.AddressFamily(family).name
+    except ValueError:
+        return str(family)
+
+
+def craft(
+    hook: Hook,
+    *,
+    dst: EndpointLike | None = None,
+    src: EndpointLike | str | None = None,
+    family: int | None = None,
+    type: int | None = None,
+    proto: int | None = None,
+) -> BpfSockAddr:
+    """Fill a context as the kernel would for this hook.
+
+    Args:
+        hook: the hook of the program's attach type.
+        dst: the address that the program sees in ``user_ip*`` and ``user_port`` and may rewrite: the
+            destination of connect and sendmsg, the local address of bind and getsockname, the peer of
+            recvmsg and getpeername. Default: the unspecified address, port 0.
+        src: sendmsg only, the source address ("10.0.0.9", or an endpoint whose port is ignored).
+        family: the socket's family where it differs (an AF_INET6 socket that sends to IPv4).
+        type: SOCK_STREAM by default, SOCK_DGRAM for sendmsg and recvmsg.
+        proto: the protocol that the socket reports; by default that of ``type``.
+
+    Raises:
+        ContextError: an address of the wrong family, or a source where the hook has none.
+    """
+    if type is None:
+        type = socket.SOCK_DGRAM if hook.datagram else socket.SOCK_STREAM
+    if proto is None:
+        default = {socket.SOCK_STREAM: socket.IPPROTO_TCP, socket.SOCK_DGRAM: socket.IPPROTO_UDP}
+        proto = default.get(type, 0)  # type: ignore[call-overload]
+    context = BpfSockAddr()
+    setter = ctypes.Structure.__setattr__  # the values below are checked here, once
+    setter(context, "user_family", hook.family)
+    setter(context, "family", hook.family if family is None else family)
+    setter(context, "type", type)
+    setter(context, "protocol", proto)
+    if dst is not None:
+        endpoint = Endpoint.parse(dst)
+        _set_address(context, hook, "user_ip", endpoint)
+        setter(context, "user_port", port(endpoint.port))
+    if src is not None:
+        if not hook.has_source:
+            raise ContextError(
+                f"craft context: a {hook.kind} hook has no source address; only sendmsg has one"
+            )
+        text = isinstance(src, str) and (src.count(":") != 1 and not src.startswith("["))
+        source = Endpoint(src, 0) if text else Endpoint.parse(src)  # type: ignore[arg-type]
+        _set_address(context, hook, "msg_src_ip", source)
+    return context
+
+
+def _set_address(context: BpfSockAddr, hook: Hook, field: str, endpoint: Endpoint) -> None:
+    address = endpoint.ip
+    wanted = 6 if hook.family == socket.AF_INET6 else 4
+    if address.version != wanted:
+        remedy = f"write [::ffff:{address}]:{endpoint.port}" if wanted == 6 else "use an IPv4 one"
+        raise ContextError(
+            f"craft context: a {hook.kind}{wanted} hook never sees the IPv{address.version} address"
+            f" {endpoint}; {remedy}"
+        )
+    words = address.words()
+    setattr(context, f"{field}{wanted}", words[0] if wanted == 4 else words)

@@ -1,0 +1,281 @@
+"""The programs that watch a real hook: one before, one behind, and one at the end of the program tested.
+
+*before* and *behind* are programs of the tested one's attach type in the same cgroup, so the kernel runs
+them on the very ``bpf_sock_addr_kern`` that it gives the tested program. Each copies the whole context
+into a record. *behind* also ends the call: it returns 0, so that nothing is connected, bound or sent.
+*exit* is a ``fexit`` program (BPF trampolines, Linux 5.5) on the tested program itself and takes its
+return value, which the kernel folds into an errno before anybody else can see it.
+
+All three look only at the one socket whose cookie the record names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..._sys import bpf, uapi
+from ..._sys.uapi import AttachType, Cmd, MapType, ProgType
+from ...errors import BpfunitError, SyscallError
+from ...rewrite import insn as asm
+from ...rewrite.insn import Insn
+
+A = AttachType
+INET4 = (A.CGROUP_INET4_BIND, A.CGROUP_INET4_CONNECT, A.CGROUP_UDP4_SENDMSG, A.CGROUP_UDP4_RECVMSG,
+         A.CGROUP_INET4_GETPEERNAME, A.CGROUP_INET4_GETSOCKNAME)  # fmt: skip
+INET6 = (A.CGROUP_INET6_BIND, A.CGROUP_INET6_CONNECT, A.CGROUP_UDP6_SENDMSG, A.CGROUP_UDP6_RECVMSG,
+         A.CGROUP_INET6_GETPEERNAME, A.CGROUP_INET6_GETSOCKNAME)  # fmt: skip
+# The verifier holds these to the return value 1 (check_return_code() in kernel/bpf/verifier.c).
+ALWAYS_PROCEED = INET4[3:] + INET6[3:]
+
+# struct bpf_sock_addr as 32-bit words: index of the first word and number of words of each field.
+WORDS = 15
+FIELDS = {
+    "user_family": (0, 1),
+    "user_ip4": (1, 1),
+    "user_ip6": (2, 4),
+    "user_port": (6, 1),
+    "family": (7, 1),
+    "type": (8, 1),
+    "protocol": (9, 1),
+    "msg_src_ip4": (10, 1),
+    "msg_src_ip6": (11, 4),
+}
+
+
+def readable_fields(attach_type: int) -> list[str]:
+    """Return the context fields that a program of this attach type may read.
+
+    Source: ``sock_addr_is_valid_access()`` in the kernel's ``net/core/filter.c``.
+    """
+    address = "user_ip4" if attach_type in INET4 else "user_ip6"
+    fields = ["user_family", address, "user_port", "family", "type", "protocol"]
+    if attach_type == A.CGROUP_UDP4_SENDMSG:
+        fields.append("msg_src_ip4")
+    if attach_type == A.CGROUP_UDP6_SENDMSG:
+        fields.append("msg_src_ip6")
+    return fields
+
+
+# The record, in the one value of a memory-mapped array. A side is what one of the two sees.
+_SIDE = struct.Struct("<QII15I")  # stamp, seen, hook's return value so far, context
+_COOKIE, _ARMED, _EXITS, _RETVAL = 0, 8, 12, 16
+_BEFORE, _BEHIND = 24, 24 + 80
+_STAMP, _SEEN, _HOOK, _CTX = 0, 8, 12, 16
+_SIZE = _BEHIND + 80
+
+_KTIME_GET_NS, _SOCKET_COOKIE, _GET_RETVAL = 5, 46, 186
+_JNE, _JEQ = 0x50, 0x10
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one observer saw: a monotonic time in ns, the hook's return value so far, the context's words."""
+
+    stamp: int
+    hook_retval: int | None
+    words: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """One passage of the watched socket through the hook."""
+
+    before: Side
+    behind: Side
+    retval: int | None
+
+
+class ProbeError(BpfunitError):
+    """The kernel refused a program that the connect engine needs."""
+
+
+def _call(helper: int) -> Insn:
+    return Insn(asm.JMP | asm.CALL, imm=helper)
+
+
+def _observer(attach_type: int, map_fd: int, side: int, with_retval: bool) -> bytes:
+    """Assemble *before* (``side`` is ``_BEFORE``) or *behind*."""
+    behind = side == _BEHIND
+    body: list[Insn] = [asm.load(8, 1, 7, _COOKIE)]
+    body += [_call(_KTIME_GET_NS), asm.store(8, 7, side + _STAMP, 0)]
+    if with_retval:
+        body += [_call(_GET_RETVAL), asm.store(4, 7, side + _HOOK, 0)]
+    for field in readable_fields(attach_type):
+        first, count = FIELDS[field]
+        for word in range(first, first + count):
+            # word by word: Linux 5.10 allows no wider access to every field
+            body += [asm.load(4, 1, 6, 4 * word), asm.store(4, 7, side + _CTX + 4 * word, 1)]
+    body += [
+        asm.load(4, 1, 7, side + _SEEN),
+        asm.alu_imm(asm.ADD, 1, 1),
+        asm.store(4, 7, side + _SEEN, 1),
+        asm.store_imm(4, 7, _ARMED, 0 if behind else 1),
+    ]
+    if behind and attach_type not in ALWAYS_PROCEED:
+        body += [asm.mov_imm(0, 0), asm.exit_()]
+    else:
+        body += [asm.mov_imm(0, 1), asm.exit_()]
+    head = [asm.mov_reg(6, 1), _call(_SOCKET_COOKIE), *asm.load_map_value(7, map_fd, 0)]
+    head += [asm.load(8, 1, 7, _COOKIE), Insn(asm.JMP | _JNE | asm.SRC_REG, 0, 1, len(body) - 1)]
+    return asm.encode([*head, *body[1:], asm.mov_imm(0, 1), asm.exit_()])
+
+
+def _exit_watcher(map_fd: int, retval_offset: int) -> bytes:
+    """Assemble the ``fexit`` program; ``retval_offset`` is where its context holds the return value."""
+    body = [
+        asm.load(4, 1, 7, _EXITS),
+        asm.alu_imm(asm.ADD, 1, 1),
+        asm.store(4, 7, _EXITS, 1),
+        asm.load(8, 1, 6, retval_offset),
+        asm.store(4, 7, _RETVAL, 1),
+    ]
+    head = [asm.mov_reg(6, 1), *asm.load_map_value(7, map_fd, 0), asm.load(4, 1, 7, _ARMED)]
+    head += [asm.branch_imm(_JEQ, 1, 0, len(body))]
+    return asm.encode([*head, *body, asm.mov_imm(0, 0), asm.exit_()])
+
+
+def _main_function(prog_fd: int) -> int:
+    """Return the BTF type id of a program's main function, 0 for a program without BTF."""
+    info = bpf.object_info("read program info", prog_fd, uapi.ProgInfo())
+    if not info.nr_func_info:
+        return 0
+    records = ctypes.create_string_buffer(info.func_info_rec_size)
+    wanted = uapi.ProgInfo(
+        nr_func_info=1,
+        func_info_rec_size=info.func_info_rec_size,
+        func_info=ctypes.addressof(records),
+    )
+    bpf.object_info("read program info", prog_fd, wanted)
+    return int(struct.unpack_from("<II", records)[1])
+
+
+class _TracepointAttr(ctypes.Structure):
+    """The ``BPF_RAW_TRACEPOINT_OPEN`` part of ``union bpf_attr``, which also attaches ``fexit``."""
+
+    _fields_ = [("name", ctypes.c_uint64), ("prog_fd", ctypes.c_uint32)]
+
+
+class Probes:
+    """The observers of one attach type, with the record they write.
+
+    Args:
+        attach_type: a sock_addr attach type (``AttachType``).
+
+    Raises:
+        ProbeError: the kernel refused an observer.
+    """
+
+    def __init__(self, attach_type: int) -> None:
+        self.attach_type = attach_type
+        self._fds: list[int] = []
+        self._map = self._own(
+            bpf.map_create("bpfunit_seen", MapType.ARRAY, 4, _SIZE, 1, uapi.BPF_F_MMAPABLE)
+        )
+        self._memory = mmap.mmap(self._map, mmap.PAGESIZE)
+        self.with_retval = attach_type not in ALWAYS_PROCEED
+        try:
+            self.before = self._load("before", _BEFORE)
+            self.behind = self._load("behind", _BEHIND)
+        except ProbeError:
+            self.close()
+            raise
+
+    def _own(self, fd: int) -> int:
+        self._fds.append(fd)
+        return fd
+
+    def _load(self, name: str, side: int) -> int:
+        code = _observer(self.attach_type, self._map, side, self.with_retval)
+        fd, log = bpf.prog_load(f"bpfunit_{name}", ProgType.CGROUP_SOCK_ADDR, self.attach_type, code)
+        if fd < 0 and self.with_retval:
+            self.with_retval = False  # bpf_get_retval is there since Linux 5.18
+            return self._load(name, side)
+        if fd < 0:
+            error = SyscallError(f"load the observer {name} the program", -fd)
+            raise ProbeError(f"{error}\n{log}")
+        return self._own(fd)
+
+    @contextlib.contextmanager
+    def watching_exit(self, prog_fd: int) -> Iterator[bool]:
+        """Record the program's return value within the block; yield whether that is possible.
+
+        It is not for a program without BTF, or on a kernel without ``CONFIG_DEBUG_INFO_BTF``.
+        """
+        function = _main_function(prog_fd)
+        if not function:
+            yield False
+            return
+        # A program whose function BTF does not fit its use has five untyped arguments for the kernel
+        # (btf_distill_func_proto()), else the one that it has; only the right offset verifies first.
+        for offset in (40, 8):
+            watcher = self._load_exit_watcher(prog_fd, function, offset)
+            if watcher >= 0:
+                break
+        else:
+            yield False
+            return
+        try:
+            link = bpf.call(Cmd.RAW_TRACEPOINT_OPEN, _TracepointAttr(prog_fd=watcher))
+            if link < 0:
+                yield False
+                return
+            try:
+                yield True
+            finally:
+                os.close(link)
+        finally:
+            os.close(watcher)
+
+    def _load_exit_watcher(self, prog_fd: int, function: int, offset: int) -> int:
+        code = _exit_watcher(self._map, offset)
+        insns, licence = ctypes.create_string_buffer(code, len(code)), ctypes.c_char_p(b"GPL")
+        attr = uapi.ProgLoadAttr(
+            prog_type=ProgType.TRACING,
+            expected_attach_type=AttachType.TRACE_FEXIT,
+            insns=ctypes.addressof(insns),
+            insn_cnt=len(code) // asm.SLOT_SIZE,
+            license=ctypes.cast(licence, ctypes.c_void_p).value,
+            prog_name=b"bpfunit_exit",
+            attach_prog_fd=prog_fd,
+            attach_btf_id=function,
+        )
+        return bpf.call(Cmd.PROG_LOAD, attr)
+
+    def arm(self, cookie: int) -> None:
+        """Forget what was seen and watch the socket with this cookie (``SO_COOKIE``) from now on."""
+        self._memory[:_SIZE] = struct.pack("<Q", cookie).ljust(_SIZE, b"\0")
+
+    def disarm(self) -> None:
+        """Let every socket pass: no socket has the cookie 0."""
+        self.arm(0)
+
+    def read(self) -> Sighting | None:
+        """Return what was seen since :meth:`arm`, or None if the hook did not run on that socket.
+
+        Raises:
+            ProbeError: it ran more than once, so that no single sighting tells what happened.
+        """
+        raw = self._memory[:_SIZE]
+        before, behind = (_SIDE.unpack_from(raw, at) for at in (_BEFORE, _BEHIND))
+        if not before[1] and not behind[1]:
+            return None
+        if (before[1], behind[1]) != (1, 1):
+            raise ProbeError(
+                f"watch the hook: expected one passage, saw {before[1]} before and {behind[1]} behind "
+                "the program; let no other thread use the socket during the run"
+            )
+        exits, retval = struct.unpack_from("<II", raw, _EXITS)
+        sides = (Side(s[0], s[2] if self.with_retval else None, s[3:]) for s in (before, behind))
+        return Sighting(*sides, retval=retval if exits else None)
+
+    def close(self) -> None:
+        """Unload the observers."""
+        self._memory.close()
+        while self._fds:
+            os.close(self._fds.pop())

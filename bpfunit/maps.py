@@ -1,0 +1,362 @@
+"""Maps of a loaded object as Python mappings with typed keys and values."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from typing import Any
+
+from . import records
+from ._sys import bpf, libbpf, uapi
+from ._sys.uapi import Cmd, MapType
+from .errors import FieldValueError, SyscallError
+
+_ENOENT, _E2BIG, _EINVAL, _EOPNOTSUPP, _ENOTSUPP, _ENOSPC, _EFAULT = 2, 7, 22, 95, 524, 28, 14
+_BATCH = 16384  # entries per system call: a few megabytes at most, and a signal is not kept waiting
+
+
+class Map(MutableMapping[Any, Any]):
+    """One map: ``m[key]``, ``m[key] = value``, ``del m[key]``, ``len``, iteration, ``update``.
+
+    Keys and values are of ``key_type`` and ``value_type`` and take whatever
+    :func:`bpfunit.records.coerce` turns into them; bytes where no type is known. A per-CPU map's value
+    is a list with one value for each possible CPU. A socket-storage map is keyed by a socket.
+
+    Args:
+        fd: the map's descriptor; the map does not own it unless ``owned``.
+        name: the name shown in errors; by default the kernel's (15 characters).
+        key_type: ctypes type of the key, None for bytes.
+        value_type: ctypes type of the value, None for bytes.
+        owned: close the descriptor with the map.
+    """
+
+    def __init__(
+        self,
+        fd: int,
+        name: str | None = None,
+        key_type: Any = None,
+        value_type: Any = None,
+        *,
+        owned: bool = False,
+    ) -> None:
+        info = bpf.object_info(f"inspect map {name or fd}", fd, uapi.MapInfo())
+        self.fd = fd
+        self.name = name or info.name.decode()
+        self.type: int = _map_type(info.type)
+        self.key_size, self.value_size = int(info.key_size), int(info.value_size)
+        self.max_entries = int(info.max_entries)
+        self.id = int(info.id)
+        self.percpu = self.type in uapi.PERCPU_MAPS
+        self._owned = owned
+        if key_type is None and (self.type in uapi.INDEXED_MAPS or self._is_storage()):
+            key_type = ctypes.c_int32 if self._is_storage() else ctypes.c_uint32
+        if value_type is None and self.type in uapi.FD_MAPS:
+            value_type = ctypes.c_uint32
+        self.key_type = self._fitting("key", key_type, self.key_size)
+        self.value_type = self._fitting("value", value_type, self.value_size)
+        self._stride = self.value_size
+        if self.percpu:
+            self._cpus = int(libbpf.lib().libbpf_num_possible_cpus())
+            self._stride = (self.value_size + 7) // 8 * 8
+        self._key = ctypes.create_string_buffer(self.key_size or 1)
+        self._value = ctypes.create_string_buffer(
+            (self._stride * (self._cpus if self.percpu else 1)) or 1
+        )
+        self._attr = uapi.MapElemAttr(
+            map_fd=fd, key=ctypes.addressof(self._key), value=ctypes.addressof(self._value)
+        )
+        # what the test wrote, for failure reports; bounded, a property test writes without end
+        self.touched: deque[tuple[str, Any, Any]] = deque(maxlen=100)
+
+    @classmethod
+    def from_fd(cls, fd: int, key_type: Any = None, value_type: Any = None) -> Map:
+        """Wrap a map of someone else's, for example bcc's ``table.get_fd()``; it stays theirs.
+
+        Raises:
+            SyscallError: ``fd`` is not a BPF map.
+        """
+        bpf.require_bpf_fd("wrap map", fd, "map")
+        return cls(fd, None, key_type, value_type)
+
+    def _is_storage(self) -> bool:
+        return self.type == MapType.SK_STORAGE
+
+    def _fitting(self, role: str, ctype: Any, size: int) -> Any:
+        if ctype is not None and ctypes.sizeof(ctype) != size:
+            raise FieldValueError(
+                f"map {self.name}: its {role} has {size} bytes,"
+                f" {ctype.__name__} has {ctypes.sizeof(ctype)}"
+            )
+        return ctype
+
+    def close(self) -> None:
+        """Close the descriptor when the map owns it."""
+        if self._owned:
+            os.close(self.fd)
+            self._owned = False
+
+    # -- encoding
+
+    def _encode(self, role: str, ctype: Any, size: int, value: Any) -> bytes:
+        if ctype is None:
+            try:
+                raw = bytes(memoryview(value))
+            except TypeError:
+                raw = None
+            if raw is None or len(raw) != size:
+                raise FieldValueError(
+                    f"map {self.name}: its {role} type is not known, give {size} bytes, or load with"
+                    f" map_types={{{self.name!r}: (key type, value type)}}; found {value!r}"
+                )
+            return raw
+        return records.encode(f"map {self.name}, {role}", ctype, value)
+
+    def encode_key(self, key: Any) -> bytes:
+        """Return the key's bytes as the kernel sees them."""
+        if self._is_storage() and hasattr(key, "fileno"):
+            key = key.fileno()
+        return self._encode("key", self.key_type, self.key_size, key)
+
+    def encode_value(self, value: Any) -> bytes:
+        """Return the value's bytes as the kernel sees them, all CPUs of a per-CPU map."""
+        if self.type in uapi.FD_MAPS and hasattr(value, "fd"):
+            value = value.fd
+        if not self.percpu:
+            return self._encode("value", self.value_type, self.value_size, value)
+        values = value if isinstance(value, (list, tuple)) else [value] * self._cpus
+        if len(values) != self._cpus:
+            raise FieldValueError(
+                f"map {self.name}: {len(values)} values for {self._cpus} possible CPUs"
+            )
+        parts = (self._encode("value", self.value_type, self.value_size, v) for v in values)
+        return b"".join(part.ljust(self._stride, b"\0") for part in parts)
+
+    def decode_key(self, raw: bytes) -> Any:
+        """Return a key from the kernel's bytes."""
+        return raw if self.key_type is None else records.decode(self.key_type, raw)
+
+    def decode_value(self, raw: bytes) -> Any:
+        """Return a value from the kernel's bytes."""
+        if not self.percpu:
+            return raw if self.value_type is None else records.decode(self.value_type, raw)
+        parts = (_slot(raw, i, self._stride)[: self.value_size] for i in range(self._cpus))
+        return [p if self.value_type is None else records.decode(self.value_type, p) for p in parts]
+
+    # -- the mapping
+
+    def _set_key(self, key: Any) -> None:
+        ctypes.memmove(self._key, self.encode_key(key), self.key_size)
+
+    def _error(self, operation: str, errno: int) -> SyscallError:
+        hint = ""
+        if errno == _E2BIG:
+            hint = f"the map is full: max_entries is {self.max_entries}"
+        return SyscallError(f"{operation} {self.name}", errno, hint or bpf.HINTS.get(errno, ""))
+
+    def lookup(self, key: Any) -> bytes | None:
+        """Return the raw value of ``key``, None when there is none."""
+        self._set_key(key)
+        self._attr.flags = 0
+        result = bpf.call(Cmd.MAP_LOOKUP_ELEM, self._attr)
+        if result == -_ENOENT:
+            return None
+        if result < 0:
+            raise self._error("look up in map", -result)
+        return self._value.raw[: len(self._value) if self.value_size else 0]
+
+    def __getitem__(self, key: Any) -> Any:
+        raw = self.lookup(key)
+        if raw is None:
+            raise KeyError(key)
+        return self.decode_value(raw)
+
+    def put(self, key: Any, value: Any, flags: int = uapi.BPF_ANY) -> None:
+        """Write one entry; ``flags`` may be BPF_NOEXIST (1) or BPF_EXIST (2).
+
+        Raises:
+            SyscallError: E2BIG when the map is full, EEXIST or ENOENT by the flags.
+        """
+        self._set_key(key)
+        raw = self.encode_value(value)
+        ctypes.memmove(self._value, raw, len(raw))
+        self._attr.flags = flags
+        result = bpf.call(Cmd.MAP_UPDATE_ELEM, self._attr)
+        if result < 0:
+            raise self._error("update map", -result)
+        self.touched.append(("set", key, value))
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.put(key, value)
+
+    def __delitem__(self, key: Any) -> None:
+        self._set_key(key)
+        result = bpf.call(Cmd.MAP_DELETE_ELEM, self._attr)
+        if result == -_ENOENT:
+            raise KeyError(key)
+        if result < 0:
+            raise self._error("delete from map", -result)
+        self.touched.append(("del", key, None))
+
+    def __contains__(self, key: object) -> bool:
+        return self.lookup(key) is not None
+
+    def _raw_keys(self) -> Iterator[bytes]:
+        following = ctypes.create_string_buffer(self.key_size)
+        attr = uapi.MapElemAttr(map_fd=self.fd, value=ctypes.addressof(following))
+        current = ctypes.create_string_buffer(self.key_size)
+        while True:
+            result = bpf.call(Cmd.MAP_GET_NEXT_KEY, attr)
+            if result == -_ENOENT:
+                return
+            if result < 0:
+                raise self._error("iterate over map", -result)
+            yield following.raw
+            ctypes.memmove(current, following, self.key_size)
+            attr.key = ctypes.addressof(current)
+
+    def __iter__(self) -> Iterator[Any]:
+        # the keys are taken first: deleting while walking restarts the kernel's walk
+        return iter([self.decode_key(raw) for raw in list(self._raw_keys())])
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self._raw_keys())
+
+    def __repr__(self) -> str:
+        kind = getattr(self.type, "name", self.type)
+        return f"<map {self.name}: {kind}, key {self.key_size} B, value {self.value_size} B>"
+
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Mapping) and dict(self) == dict(other))
+
+    def clear(self) -> None:
+        """Delete every entry; array maps are zeroed instead, they cannot lose entries."""
+        for raw in list(self._raw_keys()):
+            if self.type in (MapType.ARRAY, MapType.PERCPU_ARRAY):
+                self.put(self.decode_key(raw), self.decode_value(bytes(len(self._value))))
+            else:
+                with contextlib.suppress(KeyError):
+                    del self[self.decode_key(raw)]
+
+    # -- many entries at once
+
+    def update(self, *sources: Any, **_named: Any) -> None:
+        """Write all entries of mappings or of (key, value) pairs, in batches where the kernel can.
+
+        Raises:
+            SyscallError: an entry was refused; entries before it are written.
+        """
+        for source in sources:
+            pairs: Iterable[tuple[Any, Any]] = (
+                source.items() if isinstance(source, Mapping) else source
+            )
+            encoded = [(self.encode_key(k), self.encode_value(v)) for k, v in pairs]
+            self.update_raw(b"".join(k for k, _ in encoded), b"".join(v for _, v in encoded))
+
+    def update_raw(self, keys: Any, values: Any) -> None:
+        """Write many entries from two buffers, such as ``(frontend_key * 100000)()``.
+
+        Uses ``BPF_MAP_UPDATE_BATCH`` (Linux 5.6, hash and array maps), one call an entry elsewhere.
+
+        Args:
+            keys: all keys back to back, any buffer.
+            values: all values back to back, any buffer.
+        """
+        key_bytes, value_bytes = memoryview(keys).cast("B"), memoryview(values).cast("B")
+        count, rest = divmod(len(key_bytes), self.key_size)
+        size = len(self._value)
+        if rest or len(value_bytes) != count * size:
+            raise FieldValueError(
+                f"map {self.name}: {len(key_bytes)} bytes of keys and {len(value_bytes)} of values"
+                f" are not the same number of {self.key_size}-byte keys and {size}-byte values"
+            )
+        self.touched.append(("bulk", count, None))
+        for start in range(0, count, _BATCH):
+            n = min(_BATCH, count - start)
+            key_part = bytes(key_bytes[start * self.key_size : (start + n) * self.key_size])
+            value_part = bytes(value_bytes[start * size : (start + n) * size])
+            self._update_batch(key_part, value_part, n)
+
+    def _update_batch(self, keys: bytes, values: bytes, count: int) -> None:
+        attr = uapi.MapBatchAttr(
+            keys=_address(keys), values=_address(values), count=count, map_fd=self.fd
+        )
+        result = bpf.call(Cmd.MAP_UPDATE_BATCH, attr) if count > 1 else -_ENOTSUPP
+        if result >= 0:
+            return
+        if -result not in (_ENOTSUPP, _EOPNOTSUPP, _EINVAL):
+            raise self._error(f"update map (entry {attr.count} of the batch)", -result)
+        size, single = len(self._value), self._attr
+        single.flags = 0
+        for i in range(count):
+            ctypes.memmove(self._key, _slot(keys, i, self.key_size), self.key_size)
+            ctypes.memmove(self._value, _slot(values, i, size), size)
+            result = bpf.call(Cmd.MAP_UPDATE_ELEM, single)
+            if result < 0:
+                raise self._error(f"update map (entry {i} of the batch)", -result)
+
+    def snapshot(self) -> dict[Any, Any]:
+        """Read all entries at once into a dict, in batches where the kernel can (Linux 5.6)."""
+        keys, values = self.snapshot_raw()
+        size = len(self._value)
+        return {
+            self.decode_key(_slot(keys, i, self.key_size)): self.decode_value(_slot(values, i, size))
+            for i in range(len(keys) // self.key_size)
+        }
+
+    def snapshot_raw(self) -> tuple[bytes, bytes]:
+        """Read all entries at once: the keys back to back, and the values."""
+        all_keys, all_values = bytearray(), bytearray()
+        size = len(self._value)
+        # a batch must be able to hold the fullest bucket of a hash map, else the kernel says ENOSPC
+        room = max(1, min(self.max_entries, _BATCH))
+        keys = ctypes.create_string_buffer(room * self.key_size)
+        values = ctypes.create_string_buffer(room * size)
+        position = ctypes.create_string_buffer(max(4, self.key_size))
+        attr = uapi.MapBatchAttr(
+            out_batch=ctypes.addressof(position),
+            keys=ctypes.addressof(keys),
+            values=ctypes.addressof(values),
+            map_fd=self.fd,
+        )
+        while True:
+            attr.count = room
+            result = bpf.call(Cmd.MAP_LOOKUP_BATCH, attr)
+            if result < 0 and -result in (_ENOTSUPP, _EOPNOTSUPP, _EINVAL):
+                return self._snapshot_singly()
+            if result < 0 and -result != _ENOENT:
+                raise self._error("read map", -result)
+            all_keys += keys.raw[: attr.count * self.key_size]
+            all_values += values.raw[: attr.count * size]
+            if result < 0:
+                return bytes(all_keys), bytes(all_values)
+            attr.in_batch = ctypes.addressof(position)
+
+    def _snapshot_singly(self) -> tuple[bytes, bytes]:
+        pairs = []
+        for raw in self._raw_keys():
+            value = self.lookup(self.decode_key(raw))
+            if value is not None:
+                pairs.append((raw, value))
+        return b"".join(k for k, _ in pairs), b"".join(v for _, v in pairs)
+
+
+def _slot(raw: bytes, index: int, size: int) -> bytes:
+    return raw[index * size : (index + 1) * size]
+
+
+def _address(raw: bytes) -> int:
+    return ctypes.cast(ctypes.c_char_p(raw), ctypes.c_void_p).value or 0
+
+
+def _map_type(number: int) -> int:
+    try:
+        return MapType(number)
+    except ValueError:
+        return number
+
+
