@@ -5,6 +5,7 @@ Nothing here is installed on the host or changes its package state; all of it li
 
 from __future__ import annotations
 
+from bpfunit.kernels._kmod import module_for, modules_for
 from bpfunit.kernels._resolve import resolve, resolve_many
 from bpfunit.kernels.catalogue import BuildRoot, Catalogue, Entry, Suite, load_catalogue
 from bpfunit.kernels.errors import (
@@ -30,6 +31,8 @@ __all__ = [
     "Suite",
     "UnknownKernelError",
     "load_catalogue",
+    "module_for",
+    "modules_for",
     "resolve",
     "resolve_many",
 ]
