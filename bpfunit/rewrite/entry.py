@@ -8,6 +8,7 @@ on the attach type (``sock_addr_is_valid_access`` in net/core/filter.c, unchange
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from bpfunit._sys.uapi import AttachType, ProgType
@@ -76,7 +77,7 @@ class EntryRecorder:
         self._names.append(program.name)
         program.apply(patcher)
 
-    def unreached(self, name: str, section: str) -> None:
+    def loaded(self, unreached: Mapping[str, str]) -> None:
         """Ignore programs of other sections: they are not of this type."""
 
     def _prologue(self, number: int, attach_type: int) -> list[Insn]:

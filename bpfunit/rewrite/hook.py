@@ -240,13 +240,16 @@ def instrumented(obj: int, passes: Sequence[Instrumentation]) -> Iterator[None]:
         raise
     finally:
         _sessions.remove(session)
-    _tell_unreached(session)
+    unreached = _unreached(session)
+    for step in passes:
+        step.loaded(unreached)
 
 
-def _tell_unreached(session: _Session) -> None:
-    lib = libbpf.lib()
+def _unreached(session: _Session) -> dict[str, str]:
+    """Return the programs that libbpf loaded without asking, with their sections."""
+    lib, found = libbpf.lib(), {}
     for prog in libbpf.each("bpf_object__next_program", session.obj):
         name = lib.bpf_program__name(prog).decode()
         if name not in session.seen and lib.bpf_program__autoload(prog):
-            for step in session.passes:
-                step.unreached(name, lib.bpf_program__section_name(prog).decode())
+            found[name] = lib.bpf_program__section_name(prog).decode()
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -94,5 +94,10 @@ class Instrumentation(Protocol):
     def rewrite(self, program: ProgramCode) -> None:
         """Change ``program``, or leave it; an exception fails the load with that exception."""
 
-    def unreached(self, name: str, section: str) -> None:
-        """Learn that program ``name`` was loaded without passing through `rewrite`."""
+    def loaded(self, unreached: Mapping[str, str]) -> None:
+        """Learn that the object is loaded.
+
+        Args:
+            unreached: programs that were loaded without passing through `rewrite`, with their
+                sections.
+        """
