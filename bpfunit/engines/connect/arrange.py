@@ -7,7 +7,6 @@ that nothing leaves the guest.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import select
@@ -20,8 +19,6 @@ from ..._sys import libc, sockets
 from .crafted import Crafted
 
 _SIOCGSKNS = 0x894C  # include/uapi/linux/sockios.h, since Linux 4.10
-_SIOCADDRT, _SIOCDELRT = 0x890B, 0x890C
-_RTF_UP, _RTF_HOST = 0x0001, 0x0004
 _LOOPBACK_INDEX = 1  # lo is the first interface of every network namespace (net/core/dev.c)
 _TCP_REPAIR = 19
 _IP_FREEBIND, _IP_BIND_ADDRESS_NO_PORT = 15, 24
@@ -121,9 +118,10 @@ def queue_datagram(crafted: Crafted, sock: socket.socket, bind: bool) -> None:
         target = socket.inet_aton("127.0.0.1")
     if target == _ANY6:
         target = socket.inet_pton(socket.AF_INET6, "::1")
-    host = socket.inet_ntop(socket.AF_INET if len(source) == 4 else socket.AF_INET6, target)
     packet = _udp_packet(source, crafted.port, target, port)
-    with namespace_of(sock), _raw_socket(4 if len(source) == 4 else 6) as raw:
+    family = socket.AF_INET if len(source) == 4 else socket.AF_INET6
+    host = socket.inet_ntop(family, target)
+    with namespace_of(sock), _raw_socket(family) as raw:
         try:
             raw.sendto(packet, (host, 0))
         except OSError as error:
@@ -132,29 +130,107 @@ def queue_datagram(crafted: Crafted, sock: socket.socket, bind: bool) -> None:
         raise crafted.refuse("the kernel delivers no datagram with this source to the socket")
 
 
-# ---- a socket connected to anybody ----
+# ---- a socket connected to anybody, bound to anything ----
+
+_NEWROUTE, _DELROUTE = 24, 25  # include/uapi/linux/rtnetlink.h
+_REQUEST_ACK, _CREATE_NEW = 0x01 | 0x04, 0x200 | 0x400
+_TABLE_MAIN, _PROTOCOL_STATIC, _SCOPE_HOST, _TYPE_LOCAL = 254, 4, 254, 2
+_RTA_DST, _RTA_OIF = 1, 4
 
 
-def _route_request(address: bytes) -> bytes:
-    """Return the route of one host by the loopback interface, as the route ioctls take it."""
-    if len(address) == 16:  # struct in6_rtmsg
-        flags = _RTF_UP | _RTF_HOST
-        return struct.pack("=16s32xIHHIQIi", address, 0, 128, 0, 1, 0, flags, _LOOPBACK_INDEX)
-    raise NotImplementedError
+def _change_route(netlink: socket.socket, change: int, address: bytes) -> int:
+    """Add or remove the local route to one host over the loopback interface; return the errno."""
+    family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
+    scope = (_TABLE_MAIN, _PROTOCOL_STATIC, _SCOPE_HOST, _TYPE_LOCAL)
+    body = struct.pack("=8BI", family, 8 * len(address), 0, 0, *scope, 0)
+    body += struct.pack("=HH", 4 + len(address), _RTA_DST) + address
+    body += struct.pack("=HHI", 8, _RTA_OIF, _LOOPBACK_INDEX)
+    flags = _REQUEST_ACK | (_CREATE_NEW if change == _NEWROUTE else 0)
+    netlink.send(struct.pack("=IHHII", 16 + len(body), change, flags, 1, 0) + body)
+    # struct nlmsgerr: the header, then the negative errno
+    return -int(struct.unpack_from("=16xi", netlink.recv(4096))[0])
 
 
 @contextmanager
 def route(address: bytes) -> Iterator[None]:
-    """Have a route to one host by the loopback interface within the block."""
-    family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
-    request = _route_request(address)
-    with socket.socket(family, socket.SOCK_DGRAM) as control:
-        try:
-            fcntl.ioctl(control, _SIOCADDRT, request)
-        except FileExistsError:
-            yield
-            return
+    """Have a local route to one host, in the current network namespace, within the block."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as netlink:
+        added = _change_route(netlink, _NEWROUTE, address) == 0
         try:
             yield
         finally:
-            fcntl.ioctl(control, _SIOCDELRT, request)
+            if added:
+                _change_route(netlink, _DELROUTE, address)
+
+
+def _scope(address: bytes) -> int:
+    """Return the interface that a link-local IPv6 address needs with it, 0 for others."""
+    link_local = address[:1] == b"\xfe" and len(address) == 16 and address[1] & 0xC0 == 0x80
+    multicast = address[:1] == b"\xff" and len(address) == 16 and address[1] & 0x0F in (1, 2)
+    return _LOOPBACK_INDEX if link_local or multicast else 0
+
+
+@contextmanager
+def connected(crafted: Crafted, sock: socket.socket) -> Iterator[None]:
+    """Have the crafted address as the socket's peer within the block.
+
+    A TCP socket is put into the established state without a packet (``TCP_REPAIR``, Linux 3.5).
+
+    Raises:
+        NotApplicableError: the socket has another peer, or cannot have this one.
+    """
+    failure, peer = sockets.name(sock.fileno(), "getpeername")
+    if not failure:
+        if not _same_address(peer, crafted.sockaddr()):
+            raise crafted.refuse("the socket is connected to another peer")
+        yield
+        return
+    repair = sock.type == socket.SOCK_STREAM
+    host = crafted.address[12:] if crafted.address[:12] == _MAPPED else crafted.address
+    with namespace_of(sock), route(host):
+        if repair:
+            sock.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, 1)
+        try:
+            failure = sockets.connect(sock.fileno(), crafted.sockaddr(_scope(crafted.address)))
+            if failure:
+                raise crafted.refuse(f"no socket gets this peer: {os.strerror(failure).lower()}")
+            yield
+        finally:
+            disconnect(sock)
+            if repair:
+                sock.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, 0)
+
+
+def bound(crafted: Crafted, sock: socket.socket, ours: bool) -> None:
+    """See to it that the socket is bound to the crafted address.
+
+    Args:
+        crafted: the context whose address is to be the socket's own.
+        sock: the socket.
+        ours: whether it may be bound here; somebody else's stays as it is.
+
+    Raises:
+        NotApplicableError: it is bound to another address, or cannot be bound to this one.
+    """
+    failure, local = sockets.name(sock.fileno(), "getsockname")
+    if not failure and _same_address(local, crafted.sockaddr()):
+        return
+    if not ours:
+        raise crafted.refuse("the socket is bound to another address; bind it to this one first")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+    if crafted.port == 0 and sock.type != socket.SOCK_RAW:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+    failure = sockets.bind(sock.fileno(), crafted.sockaddr(_scope(crafted.address)))
+    if failure:
+        raise crafted.refuse(f"no socket gets this address: {os.strerror(failure).lower()}")
+
+
+def _same_address(one: bytes, other: bytes) -> bool:
+    """Compare family, port and address of two socket addresses; the rest is the kernel's business."""
+    if len(one) < 8 or one[:4] != other[:4]:
+        return False
+    return one[4:8] == other[4:8] if one[0] == socket.AF_INET else one[8:24] == other[8:24]

@@ -192,7 +192,9 @@ class Probes:
 
     def _load(self, name: str, side: int) -> int:
         code = _observer(self.attach_type, self._map, side, self.with_retval)
-        fd, log = bpf.prog_load(f"bpfunit_{name}", ProgType.CGROUP_SOCK_ADDR, self.attach_type, code)
+        fd, log = bpf.prog_load(
+            f"bpfunit_{name}", ProgType.CGROUP_SOCK_ADDR, self.attach_type, code
+        )
         if fd < 0 and self.with_retval:
             self.with_retval = False  # bpf_get_retval is there since Linux 5.18
             return self._load(name, side)

@@ -1,0 +1,188 @@
+"""The engine that attaches the program and makes the real call."""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from ..._sys.uapi import ProgType
+from ...context import HOOKS, SOCK_ADDR_SIZE
+from .. import NotApplicableError, RawOutcome, Request
+from . import arrange
+from .calls import CALLS, Case
+from .cgroup import Cgroup
+from .crafted import Crafted, context_bytes, words_of
+from .probes import ALWAYS_PROCEED, Probes, Sighting
+
+if TYPE_CHECKING:
+    from ...program import Program
+
+_SO_COOKIE = 57  # include/uapi/asm-generic/socket.h, since Linux 4.12
+
+
+class ConnectEngine:
+    """Runs a program where it lives: attached to a cgroup, on the way of a real call.
+
+    The process enters a cgroup of its own as the engine is made, since a socket belongs for life to
+    the cgroup that its maker was in. Programs are attached there for the time of a run only.
+    """
+
+    name = "connect"
+
+    def __init__(self) -> None:
+        self._cgroup = Cgroup()
+        self._cgroup.enter()
+        self._probes: dict[int, Probes] = {}
+        atexit.register(self.close)
+
+    def run(self, program: Program, request: Request) -> RawOutcome:
+        """Run ``program`` by a real call; see :class:`bpfunit.engines.Engine`.
+
+        Raises:
+            NotApplicableError: no real call shows the program the crafted context.
+            SyscallError: the kernel refused to attach the program.
+        """
+        return next(self.run_many(program, [request]))
+
+    def run_many(self, program: Program, requests: Iterable[Request]) -> Iterator[RawOutcome]:
+        """Run ``program`` by one real call after another, attached once for all of them.
+
+        Raises:
+            NotApplicableError: no real call shows the program one of the crafted contexts; those
+                before it have run.
+        """
+        hook = HOOKS.get(program.attach_type)
+        if program.type != ProgType.CGROUP_SOCK_ADDR or hook is None:
+            raise NotApplicableError(
+                f"run {program.name} on the engine connect: it runs INET cgroup_sock_addr programs"
+                " only; use the engine testrun"
+            )
+        probes = self._probes_for(program.attach_type)
+        with probes.watching_exit(program.fd) as exit_seen:
+            if not (exit_seen or probes.with_retval or program.attach_type in ALWAYS_PROCEED):
+                raise NotApplicableError(
+                    f"run {program.name} on the engine connect: nothing on this kernel shows the return"
+                    " value of a program without BTF; build it with -g, or use Linux 5.18 or later"
+                )
+            for request in requests:
+                yield self._run_one(program, probes, request)
+
+    def _probes_for(self, attach_type: int) -> Probes:
+        if attach_type not in self._probes:
+            self._probes[attach_type] = Probes(attach_type)
+        return self._probes[attach_type]
+
+    def _run_one(self, program: Program, probes: Probes, request: Request) -> RawOutcome:
+        context = _complete(program, request)
+        crafted = Crafted(program.attach_type, words_of(context))
+        spent, runs = 0, max(request.repeat, 1)
+        with _socket(crafted, request.sock) as sock:
+            case = Case(crafted, sock, ours=request.sock is None)
+            for _ in range(runs):
+                sighting = self._call(program, probes, case)
+                spent += sighting.behind.stamp - sighting.before.stamp
+        return RawOutcome(
+            retval=_retval(sighting),
+            ctx=context_bytes(crafted, sighting.behind.words, context),
+            duration_ns=spent // runs,
+            errno=_errno(crafted, sighting),
+        )
+
+    def _call(self, program: Program, probes: Probes, case: Case) -> Sighting:
+        """Make one call with the program attached and return what the observers saw."""
+        crafted, call = case.crafted, CALLS[case.crafted.hook.kind]
+        attached = (probes.before, program.fd, probes.behind)
+        with call.arranged(case), self._cgroup.attached(crafted.attach_type, *attached):
+            probes.arm(_cookie(case.sock))
+            try:
+                failure = call.make(case)
+                sighting = probes.read()
+            finally:
+                probes.disarm()
+        if sighting is None:
+            raise crafted.refuse(_why_unseen(case, failure))
+        unlike = crafted.differences(sighting.before.words)
+        if unlike:
+            raise crafted.refuse(f"the hook sees another context: {'; '.join(unlike)}")
+        return sighting
+
+    def close(self) -> None:
+        """Unload the observers and leave and remove the cgroup."""
+        while self._probes:
+            self._probes.popitem()[1].close()
+        self._cgroup.close()
+
+
+def _complete(program: Program, request: Request) -> bytes:
+    """Return the context at its full size, or refuse what only a crafted request can be."""
+    refuse = f"run {program.name} on the engine connect"
+    if request.ctx is None:
+        raise NotApplicableError(f"{refuse}: a real call never comes without a context")
+    if request.data is not None or request.flags:
+        raise NotApplicableError(f"{refuse}: a real call has no packet data and no test-run flags")
+    if any(request.ctx[SOCK_ADDR_SIZE:]):
+        raise NotApplicableError(f"{refuse}: a real context has {SOCK_ADDR_SIZE} bytes")
+    context = request.ctx[:SOCK_ADDR_SIZE].ljust(SOCK_ADDR_SIZE, b"\0")
+    return context
+
+
+@contextmanager
+def _socket(crafted: Crafted, given: socket.socket | None) -> Iterator[socket.socket]:
+    """Give the caller's socket, or one made of the crafted family, type and protocol."""
+    if given is not None:
+        yield given
+        return
+    kind = [crafted.number(field) for field in ("family", "type", "protocol")]
+    try:
+        made = socket.socket(*kind)
+    except OSError as error:
+        raise crafted.refuse(
+            "no socket of family {}, type {}, protocol {} can be made: {}".format(
+                *kind, os.strerror(error.errno or 0).lower()
+            )
+        ) from None
+    with made:
+        yield made
+
+
+def _cookie(sock: socket.socket) -> int:
+    return int(struct.unpack("Q", sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8))[0])
+
+
+def _why_unseen(case: Case, failure: int) -> str:
+    """Say why the hook did not run on the socket, and undo a call that went through."""
+    if failure and failure != errno.EINPROGRESS:
+        return f"the call ends with {errno.errorcode[failure]} before it comes to the hook"
+    if case.crafted.hook.kind == "connect":
+        arrange.disconnect(case.sock)
+    if case.ours:
+        return "the kernel runs no such hook for a socket of this family, type and protocol"
+    return (
+        "the call does not run the hook: the kernel has none for a socket of this kind, or the socket"
+        " was made before the engine, outside of its cgroup"
+    )
+
+
+def _retval(sighting: Sighting) -> int:
+    """Return the program's own return value, or what follows from the hook's."""
+    if sighting.retval is not None:
+        return sighting.retval
+    return 0 if sighting.behind.hook_retval else 1
+
+
+def _errno(crafted: Crafted, sighting: Sighting) -> int:
+    """Return the error that the caller would see without our observer, 0 for none."""
+    if crafted.attach_type in ALWAYS_PROCEED:
+        return 0
+    told = sighting.behind.hook_retval
+    if told is not None:
+        return (1 << 32) - told if told else 0
+    # before Linux 5.18 a program has a say in permission only; the other bit of bind's verdict is a flag
+    allowed = _retval(sighting) & 1 if crafted.hook.kind == "bind" else _retval(sighting)
+    return 0 if allowed else errno.EPERM
