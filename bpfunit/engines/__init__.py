@@ -27,14 +27,15 @@ class RawOutcome(NamedTuple):
     ctx: bytes
     duration_ns: int | None  # None where the engine has no clock around the program alone
     data: bytes = b""
-    errno: int = 0  # the error that the system call saw, engines with a real call only
+    errno: int = 0  # the error that the hook hands to its system call, 0 for none
 
 
 class Request(NamedTuple):
     """One run, the same for every engine.
 
     ``ctx`` None means that no context is passed at all. ``sock`` is the socket of the run, None where
-    the engine is to let the kernel make one.
+    the engine is to let the kernel make one; ``fresh`` says that it was made for this run alone, so
+    that an engine may bind or connect it.
     """
 
     ctx: bytes | None
@@ -43,6 +44,7 @@ class Request(NamedTuple):
     data: bytes | None = None
     data_size_out: int = 0
     flags: int = 0
+    fresh: bool = False
 
 
 class Engine(Protocol):
@@ -57,7 +59,7 @@ class Engine(Protocol):
 
 _factories: dict[str, Callable[[], Engine]] = {}
 _made: dict[str, Engine] = {}
-_MODULES = {"testrun": "testrun", "connect": "connect", "both": "connect"}
+_MODULES = {"testrun": "testrun", "connect": "connect", "both": "both"}
 
 
 def register(name: str, factory: Callable[[], Engine]) -> None:

@@ -40,6 +40,8 @@ class TestRunEngine:
         self._attr = TestRunAttr()
         self._in = ctypes.create_string_buffer(256)
         self._out = ctypes.create_string_buffer(256)
+        # our module's data_out: what the hook hands to the system call, 0 or a negative errno
+        self._verdict = ctypes.c_int32()
 
     def run(self, program: Program, request: Request) -> RawOutcome:
         """Run ``program`` once; see :class:`bpfunit.engines.Engine`."""
@@ -48,8 +50,8 @@ class TestRunEngine:
         attr.prog_fd, attr.flags = program.fd, request.flags
         attr.repeat = request.repeat
         ctx = request.ctx
+        sock_addr = program.type == ProgType.CGROUP_SOCK_ADDR and request.data is None
         if ctx is not None:
-            sock_addr = program.type == ProgType.CGROUP_SOCK_ADDR
             if sock_addr and request.sock is not None and len(ctx) >= SOCK_ADDR_SIZE:
                 fd = request.sock.fileno().to_bytes(8, "little", signed=True)
                 ctx = ctx[:_SK_OFFSET] + fd + ctx[_SK_OFFSET + 8 :]
@@ -58,7 +60,11 @@ class TestRunEngine:
             attr.ctx_in, attr.ctx_size_in = ctypes.addressof(self._in), len(ctx)
             out_size = SOCK_ADDR_SIZE if sock_addr else len(ctx)
             attr.ctx_out, attr.ctx_size_out = ctypes.addressof(self._out), out_size
-        data_in = data_out = None
+            if sock_addr:
+                attr.data_out = ctypes.addressof(self._verdict)
+                attr.data_size_out = ctypes.sizeof(self._verdict)
+                self._verdict.value = 0
+        data_out = None
         if request.data is not None:
             data_in = ctypes.create_string_buffer(request.data, len(request.data))
             attr.data_in, attr.data_size_in = ctypes.addressof(data_in), len(request.data)
@@ -74,6 +80,7 @@ class TestRunEngine:
             ctx=self._out.raw[: attr.ctx_size_out] if ctx is not None else b"",
             duration_ns=attr.duration,
             data=data_out.raw[: attr.data_size_out] if data_out is not None else b"",
+            errno=-self._verdict.value if sock_addr else 0,
         )
 
     def _reserve(self, size: int) -> None:
