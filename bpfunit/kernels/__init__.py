@@ -6,7 +6,8 @@ Nothing here is installed on the host or changes its package state; all of it li
 from __future__ import annotations
 
 from bpfunit.kernels._kmod import module_for, modules_for
-from bpfunit.kernels._resolve import resolve, resolve_many
+from bpfunit.kernels._manage import PinChange, Status, inventory, remove, update_pins
+from bpfunit.kernels._resolve import resolve, resolve_many, strict_pins
 from bpfunit.kernels.catalogue import BuildRoot, Catalogue, Entry, Suite, load_catalogue
 from bpfunit.kernels.errors import (
     CatalogueError,
@@ -14,6 +15,7 @@ from bpfunit.kernels.errors import (
     KernelsError,
     ModuleBuildError,
     PinVanishedError,
+    RefusedKernelError,
     UnknownKernelError,
 )
 from bpfunit.kernels.kernel import Kernel
@@ -27,12 +29,19 @@ __all__ = [
     "Kernel",
     "KernelsError",
     "ModuleBuildError",
+    "PinChange",
     "PinVanishedError",
+    "RefusedKernelError",
+    "Status",
     "Suite",
     "UnknownKernelError",
+    "inventory",
     "load_catalogue",
     "module_for",
     "modules_for",
+    "remove",
     "resolve",
     "resolve_many",
+    "strict_pins",
+    "update_pins",
 ]

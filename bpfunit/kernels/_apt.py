@@ -1,7 +1,7 @@
-"""A Debian suite read through apt with state of its own: the host's apt is neither used nor changed.
+"""A Debian suite read through apt with state of its own; the host's package state is not touched.
 
-apt verifies the suite's signature with the keyring, the index by the signed hashes, each package by
-the index. From the host's configuration only the transport is taken over (proxies, time limits).
+apt verifies the suite's signature with the keyring, the index by the signed hashes, each package
+by the index. From the host's configuration only the transport is taken over (proxies, timeouts).
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def newest_first(packages: Sequence[Package]) -> list[Package]:
 def mirrors(catalogue: Catalogue, archive: str) -> list[str]:
     """Return the URIs to try for an archive, the best first.
 
-    `$BPFUNIT_MIRROR` alone when it is set; else the mirror that the host's apt uses for the archive,
-    then the catalogue's.
+    `$BPFUNIT_MIRROR` alone when it is set; else the mirror that the host's apt uses for the
+    archive, then the catalogue's.
     """
     if explicit := os.environ.get("BPFUNIT_MIRROR"):
         return [f"{explicit.rstrip('/')}/{archive}"]

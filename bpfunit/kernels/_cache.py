@@ -1,13 +1,12 @@
 """Where unpacked kernels lie in the cache, and what is written down about each.
 
 ``kernels/RELEASE/`` holds ``boot/vmlinuz-RELEASE`` and ``lib/modules/RELEASE``, as vng finds them,
-``usr/`` with the headers and ``kernel.json``. It appears by one rename, so it is whole or not there.
+``usr/`` with the headers and ``kernel.json``. It appears by one rename: it is whole or not there.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,8 +106,8 @@ def load_substitute(pin: str) -> Record | None:
 def building(target: Path) -> Iterator[Path]:
     """Give a temporary directory that becomes `target` when the block ends well.
 
-    Whatever ends the block badly removes it; what a killed process left of an earlier try is removed
-    first. The caller holds the lock of `target`.
+    Whatever ends the block badly removes it; what a killed process left of an earlier try is
+    removed first. The caller holds the lock of `target`.
     """
     prefix = f".{target.name}.tmp-"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -136,8 +135,4 @@ def locked(target: Path) -> Iterator[None]:
 
 def disk_usage(directory: Path) -> int:
     """Return the bytes that a directory tree takes on disk."""
-    return sum(
-        os.lstat(os.path.join(where, name)).st_blocks * 512
-        for where, directories, files in os.walk(directory)
-        for name in (*directories, *files)
-    )
+    return sum(path.lstat().st_blocks * 512 for path in directory.rglob("*"))

@@ -36,6 +36,14 @@ _HEADERS = re.compile(r"linux-(headers|kbuild)-")
 _NOT_UNPACKED = ("./usr/share", "./usr/src/*-common/arch/[!x]*", "./usr/src/*-common/arch/xtensa")
 
 
+# Holds modules.order and modules.builtin. The archive drops it while it keeps the signed image.
+_OPTIONAL = re.compile(r"linux-base-\d")
+
+
+class IncompleteError(FetchError):
+    """An image whose other packages are no longer in the suite."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What to download for one release.
@@ -86,7 +94,11 @@ def find_newest(catalogue: Catalogue, entry: Entry) -> Plan | None:
         names = index.names(f"linux-image-{entry.series}.")
         candidates = index.packages([name for name in names if image.fullmatch(name)])
         for package in newest_first(candidates):
-            if plan := _plan(index, entry, package.name.removeprefix("linux-image-")):
+            try:
+                plan = _plan(index, entry, package.name.removeprefix("linux-image-"))
+            except IncompleteError:
+                continue
+            if plan:
                 return plan
     return None
 
@@ -117,12 +129,13 @@ def _follow(index: SuiteIndex, package: Package, found: dict[str, Package]) -> N
         versions = newest_first(index.packages([name]))
         if exact:
             versions = [version for version in versions if version.version == exact[1]]
-        if not versions:
-            raise FetchError(
-                f"read {index.suite.name}: {package.name} depends on {clause.strip()}, "
-                "which the suite does not have; the mirror may be half updated, try again later"
+        if versions:
+            _follow(index, versions[0], found)
+        elif not _OPTIONAL.match(name):
+            raise IncompleteError(
+                f"read {index.suite.name}: {package.name} depends on {clause.strip()}, which the "
+                "suite does not have (any more); `bpfunit kernels update` looks for another release"
             )
-        _follow(index, versions[0], found)
 
 
 def fetch(catalogue: Catalogue, entry: Entry, plan: Plan, task: Task) -> Record:
@@ -188,7 +201,8 @@ def _unpack(catalogue: Catalogue, plan: Plan, directory: Path, target: Path, tas
     packages = sorted((directory / "debs").glob("*.deb"))
     if len(packages) != len(plan.packages):
         raise FetchError(
-            f"download {plan.release}: expected {len(plan.packages)} packages, found {len(packages)}"
+            f"download {plan.release}: expected {len(plan.packages)} packages, "
+            f"found {len(packages)}"
         )
     modules = f"lib/modules/{plan.release}"
     drop = [f"./{usr}{modules}/kernel/{d}" for usr in ("", "usr/") for d in catalogue.drop]
@@ -205,6 +219,9 @@ def _unpack(catalogue: Catalogue, plan: Plan, directory: Path, target: Path, tas
             f"{', '.join(package.name for package in plan.packages)}, found none"
         )
     _link_headers(directory, target, plan.release)
+    for name in ("modules.order", "modules.builtin"):
+        # depmod warns without them; empty ones cost the order of aliases and `modprobe BUILTIN`.
+        (directory / modules / name).touch()
     task.step(label, 0.95)
     _check(["depmod", "-b", str(directory), plan.release], f"index modules of {plan.release}")
 

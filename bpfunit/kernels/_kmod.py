@@ -90,7 +90,7 @@ def _module_name(source: Path) -> str:
 
 
 def _key(kernel: Kernel, source: Path) -> str:
-    """Return a hash of all that decides what comes out: sources, recipe and the kernel's symbols."""
+    """Return a hash of all that decides the outcome: sources, recipe, the kernel's symbols."""
     assert kernel.headers is not None
     digest = hashlib.sha256(f"{RECIPE}\0{kernel.release}\0".encode())
     for file in _files(source):

@@ -27,10 +27,10 @@ def local_kernel(path: Path) -> Kernel:
         return _from_tree(path) if (path / "Kbuild").exists() else _from_directory(path)
     if not path.exists():
         raise KernelsError(f"resolve kernel: {path}: no such file or directory")
-    for tree in path.parents:
-        if path.parent == tree or path.is_relative_to(tree / "arch"):
-            if (tree / "Kbuild").exists() and (tree / "Kconfig").exists():
-                return _from_tree(tree)
+    # arch/x86/boot/bzImage and vmlinux of a build tree mean the tree, with its modules.
+    for tree in (path.parent, *path.parents[3:4]):
+        if (tree / "Kbuild").exists() and (tree / "Kconfig").exists():
+            return _from_tree(tree)
     return _from_image(path)
 
 
@@ -74,8 +74,8 @@ def _from_directory(directory: Path) -> Kernel:
     if len(images) != 1:
         found = ", ".join(image.name for image in images) or "none"
         raise KernelsError(
-            f"resolve kernel: {directory}: expected a built kernel tree, or one boot/vmlinuz-RELEASE "
-            f"beside lib/modules/RELEASE; found {found}; name the image itself"
+            f"resolve kernel: {directory}: expected a built kernel tree, or one "
+            f"boot/vmlinuz-RELEASE beside lib/modules/RELEASE; found {found}; name the image itself"
         )
     return _from_image(images[0])
 

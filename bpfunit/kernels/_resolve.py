@@ -20,7 +20,7 @@ from bpfunit.kernels._cache import (
 from bpfunit.kernels._local import local_kernel
 from bpfunit.kernels._progress import Reporter, Task
 from bpfunit.kernels.catalogue import Catalogue, Entry, load_catalogue
-from bpfunit.kernels.errors import PinVanishedError, UnknownKernelError
+from bpfunit.kernels.errors import PinVanishedError, RefusedKernelError, UnknownKernelError
 from bpfunit.kernels.kernel import Kernel
 
 _RELEASE = re.compile(r"\d+\.\d+\.\d+\S*")
@@ -43,6 +43,7 @@ def resolve(
         reporter: where progress goes; bars or lines on standard error by default.
 
     Raises:
+        RefusedKernelError: the catalogue lists it and says why it cannot be run.
         UnknownKernelError: nothing has that name; the message lists what there is.
         FetchError: the archive cannot be reached, or its contents were refused.
         PinVanishedError: in strict mode, when the pinned release is gone.
@@ -50,6 +51,8 @@ def resolve(
     text = os.fspath(spec)
     catalogue = load_catalogue()
     if entry := catalogue.find(text):
+        if entry.refused:
+            raise RefusedKernelError(f"resolve kernel {text}: {entry.refused}")
         with reporter or Reporter() as display:
             return _pinned(
                 catalogue, entry, strict_pins() if strict is None else strict, display.task(text)
@@ -64,14 +67,16 @@ def resolve_many(specs: str | Sequence[str | Path]) -> list[Kernel]:
     """Return several kernels, fetched side by side.
 
     Args:
-        specs: ``"all"`` for the whole catalogue, one spec, or a list in which ``"all"`` may occur.
+        specs: ``"all"`` for all of the catalogue that can be run, one spec, or a list in which
+            ``"all"`` may occur.
 
     Raises:
         What `resolve` raises, for the first spec that fails; the others are fetched to the end.
     """
+    everything = [entry.series for entry in load_catalogue().usable]
     wanted: dict[str | Path, None] = {}
     for spec in [specs] if isinstance(specs, str) else specs:
-        wanted.update(dict.fromkeys(load_catalogue().series if spec == "all" else [spec]))
+        wanted.update(dict.fromkeys(everything if spec == "all" else [spec]))
     # Two at a time: one kernel unpacks while the next one downloads.
     with Reporter() as reporter, ThreadPoolExecutor(max_workers=2) as pool:
         futures = [pool.submit(resolve, spec, reporter=reporter) for spec in wanted]
@@ -96,8 +101,8 @@ def _pinned(catalogue: Catalogue, entry: Entry, strict: bool, task: Task) -> Ker
         )
     if strict:
         raise PinVanishedError(
-            f"fetch {entry.series}: the pinned {entry.release} is gone from {suites}, the newest is "
-            f"{newest.release}; run `bpfunit kernels update`, or unset BPFUNIT_STRICT_PINS"
+            f"fetch {entry.series}: the pinned {entry.release} is gone from {suites}, the newest "
+            f"is {newest.release}; run `bpfunit kernels update`, or unset BPFUNIT_STRICT_PINS"
         )
     record = _fetch.fetch(catalogue, entry, newest, task)
     save_substitute(entry.release, record.release)

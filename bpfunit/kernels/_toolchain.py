@@ -1,7 +1,7 @@
 """What builds a module: the host itself where its tools suffice, else a small root made on demand.
 
-A kernel's headers come with compiled build tools (fixdep, modpost, objtool). They are run to find out
-whether the host's C library carries them; no version is compared for that.
+A kernel's headers come with compiled build tools (fixdep, modpost, objtool). They are run to find
+out whether the host's C library carries them; no version is compared for that.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _BUILD_TOOLS = ("scripts/basic/fixdep", "scripts/mod/modpost", "tools/objtool/ob
 _LOADER_FAILS = re.compile(r"error while loading shared libraries|version `\S+' not found")
 _GCC_VERSION = re.compile(r"^CONFIG_GCC_VERSION=(\d+)$", re.MULTILINE)
 
-# Runs in namespaces of its own, so that nothing it mounts outlives it. The trees appear at their own
-# paths, so that one command line serves the host and the root. objtool of 7.2 and later reads
+# Runs in namespaces of its own, so that nothing it mounts outlives it. The trees appear at their
+# own paths, so that one command line serves the host and the root. objtool of 7.2 and later reads
 # /proc; where a container forbids a new one, the outer one serves.
 _ENTER = """\
 set -e

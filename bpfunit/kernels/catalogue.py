@@ -66,6 +66,7 @@ class Entry:
         suites: where to look, first match wins.
         headers: whether the archive has the headers to build a module with.
         root: the build root for hosts that do not suffice; None without headers.
+        refused: why this kernel cannot be run at all; "" for all that can.
     """
 
     series: str
@@ -74,6 +75,7 @@ class Entry:
     suites: tuple[Suite, ...]
     headers: bool
     root: BuildRoot | None
+    refused: str = ""
 
     def answers_to(self, spec: str, flavour: str) -> bool:
         """Tell whether a user who typed `spec` means this kernel.
@@ -110,9 +112,9 @@ class Catalogue:
     entries: tuple[Entry, ...]
 
     @property
-    def series(self) -> list[str]:
-        """The series there are, in the file's order."""
-        return [entry.series for entry in self.entries]
+    def usable(self) -> list[Entry]:
+        """The kernels that ``"all"`` stands for: those that are not refused."""
+        return [entry for entry in self.entries if not entry.refused]
 
     def find(self, spec: str) -> Entry | None:
         """Return the entry that `spec` names, or None."""
@@ -190,8 +192,10 @@ def _entry(table: _Table, suites: Mapping[str, Suite], roots: Mapping[str, Build
         if name not in roots:
             raise table.error("root", repr(name), f"one of {sorted(roots)}")
         root = roots[name]
-    table.refuse_leftovers("series", "release", "version", "suites", "headers", "root")
-    return Entry(series, release, table.string("version"), table.suites(suites), headers, root)
+    table.refuse_leftovers("series", "release", "version", "suites", "headers", "root", "refused")
+    refused = table.string("refused", "")
+    version = table.string("version")
+    return Entry(series, release, version, table.suites(suites), headers, root, refused)
 
 
 class _Table:

@@ -30,6 +30,10 @@ class PinVanishedError(FetchError):
     """The pinned release is gone from the archive, and strict pins were asked for."""
 
 
+class RefusedKernelError(KernelsError):
+    """A kernel that the catalogue lists and that cannot be run; the message says why."""
+
+
 class ModuleBuildError(KernelsError):
     """The module does not build for a kernel, or cannot be built for it at all.
 
