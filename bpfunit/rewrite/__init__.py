@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bpfunit.rewrite.entry import Entry, EntryRecorder
+from bpfunit.rewrite import ambient
 from bpfunit.rewrite.flow import Flow, RewriteError
-from bpfunit.rewrite.hook import SECTIONS, ambient_passes, install, instrumented
+from bpfunit.rewrite.hook import SECTIONS, install, instrumented
 from bpfunit.rewrite.insn import Insn, decode, encode
 from bpfunit.rewrite.liveness import Liveness
 from bpfunit.rewrite.patcher import Patched, Patcher
@@ -12,8 +12,6 @@ from bpfunit.rewrite.program import Instrumentation, ProgramCode, Trial
 
 __all__ = [
     "SECTIONS",
-    "Entry",
-    "EntryRecorder",
     "Flow",
     "Insn",
     "Instrumentation",
@@ -23,7 +21,7 @@ __all__ = [
     "ProgramCode",
     "RewriteError",
     "Trial",
-    "ambient_passes",
+    "ambient",
     "decode",
     "encode",
     "install",

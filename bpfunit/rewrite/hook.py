@@ -188,14 +188,6 @@ def _prepare_load(prog: int, opts: Any, _cookie: int) -> int:
     return 0
 
 
-_ambient: list[Instrumentation] = []
-
-
-def ambient_passes() -> list[Instrumentation]:
-    """Return the list, open to change, of passes that apply to every load of this process."""
-    return _ambient
-
-
 _callback = libbpf.PREPARE_LOAD_FN(_prepare_load)
 
 

@@ -1,0 +1,208 @@
+"""Recording coverage of every program that this process loads."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import platform
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from bpfunit._sys import bpf, uapi
+from bpfunit.coverage.model import Model, describe
+from bpfunit.coverage.path import Path, walk
+from bpfunit.coverage.probes import Mode, count_probes, place_probes, surviving_probes
+from bpfunit.rewrite import ambient
+from bpfunit.rewrite.flow import RewriteError
+from bpfunit.rewrite.info import encode_line_info
+from bpfunit.rewrite.insn import PSEUDO_MAP_VALUE, encode
+from bpfunit.rewrite.patcher import Patched, Patcher
+from bpfunit.rewrite.program import ProgramCode
+from bpfunit.rewrite.valuemap import ValueMap
+
+Hits = dict[str, dict[int, int]]
+"""Counts above zero, by probe number, by the key of the program's model."""
+
+_BPF_F_RDONLY_PROG = 1 << 7  # uapi linux/bpf.h: what libbpf gives .rodata
+
+
+@dataclass
+class _Instrumented:
+    """A program that carries probes, whichever load brought it; its map outlives each load."""
+
+    model: Model
+    map: ValueMap
+    patched: Patched
+    earlier: list[int] = field(default_factory=list)
+
+    def counts(self) -> list[int]:
+        """Return the probes' counts since the map was last cleared."""
+        count = len(self.model.probes)
+        if self.model.mode is Mode.FLAGS:
+            return list(self.map.memory[:count])
+        return list(struct.unpack_from(f"<{count}Q", self.map.memory, 0))
+
+    def set_aside(self) -> None:
+        """Add the counts to `earlier` and start from zero."""
+        if any(self.map.memory[: self.map.size]):
+            counts = self.counts()
+            self.earlier = [a + b for a, b in zip(self.earlier, counts, strict=True)]
+            self.map.clear()
+
+
+class CoverageRecorder:
+    """An instrumentation pass that puts probes into every program, and reads them.
+
+    Probes of the same program share one map over all its loads in this process, and so does the
+    work of placing them: a test that loads afresh pays for patching descriptors alone.
+
+    Args:
+        mode: what a probe records.
+    """
+
+    def __init__(self, mode: Mode = Mode.FLAGS) -> None:
+        self.mode = mode
+        self.refused: dict[str, str] = {}
+        self._programs: dict[str, _Instrumented] = {}
+
+    # The pass.
+
+    def rewrite(self, program: ProgramCode) -> None:
+        """Put probes into ``program``, or leave it as it is and keep the reason in `refused`."""
+        if program.name in self.refused:
+            return
+        key = _fingerprint(program, self.mode)
+        known = self._programs.get(key)
+        if known is None:
+            try:
+                known = self._instrument(program, key)
+            except RewriteError as error:
+                self.refused[program.name] = str(error)
+                return
+            self._programs[key] = known
+        program.accept(_with_maps_of(program, known.patched))
+
+    def loaded(self, unreached: Mapping[str, str]) -> None:
+        """Note the programs that cannot be instrumented because of their section."""
+        for name, section in unreached.items():
+            self.refused[name] = (
+                f"libbpf's own work for section {section!r} cannot be combined with rewriting"
+            )
+
+    def _instrument(self, program: ProgramCode, key: str) -> _Instrumented:
+        flow = program.flow()
+        patcher = Patcher(flow)
+        size = count_probes(flow) * self.mode.width
+        probes_map = ValueMap("bpfunit_cov", size)
+        try:
+            placement = place_probes(flow, self.mode, probes_map.fd, patcher)
+            patched = program.patch(patcher)
+            trial = program.try_load(patched)
+            if not trial.accepted:
+                raise RewriteError(f"the verifier refuses it with probes: {trial.reason}")
+        except BaseException:
+            probes_map.close()
+            raise
+        map_id = bpf.object_info("inspect coverage map", probes_map.fd, uapi.MapInfo()).id
+        alive = surviving_probes(trial.survivors, map_id, self.mode)
+        model = Model(
+            key=key,
+            program=program.name,
+            section=program.section,
+            kernel=platform.release(),
+            mode=self.mode,
+            probes=placement.probes,
+            dead=frozenset(range(len(placement.probes))) - alive,
+            spills=placement.spills,
+            sizes=(len(program.insns), len(patched.insns)),
+            **describe(program, flow),
+        )
+        return _Instrumented(model, probes_map, patched, [0] * len(placement.probes))
+
+    # The readings.
+
+    def models(self) -> list[Model]:
+        """Return the models of all programs instrumented so far."""
+        return [program.model for program in self._programs.values()]
+
+    def take(self) -> Hits:
+        """Return what was hit since the last call, and start from zero."""
+        hits: Hits = {}
+        for key, program in self._programs.items():
+            program.set_aside()
+            found = {n: count for n, count in enumerate(program.earlier) if count}
+            if found:
+                hits[key] = found
+                program.earlier = [0] * len(program.earlier)
+        return hits
+
+    # One run.
+
+    def run_starts(self) -> None:
+        """Set aside what was counted, so that the next reading is of one run alone."""
+        for program in self._programs.values():
+            program.set_aside()
+
+    def run_ended(self) -> Path:
+        """Return the source lines of the branches that programs took since `run_starts`."""
+        return Path(
+            [
+                step
+                for program in self._programs.values()
+                if any(program.map.memory[: program.map.size])
+                for step in walk(program.model, program.counts())
+            ]
+        )
+
+    def close(self) -> None:
+        """Release all maps; call `take` first."""
+        for program in self._programs.values():
+            program.map.close()
+        self._programs.clear()
+
+    @contextmanager
+    def recording(self) -> Iterator[CoverageRecorder]:
+        """Instrument every object that is loaded within the block."""
+        with ambient.use(self):
+            yield self
+
+
+def _fingerprint(program: ProgramCode, mode: Mode) -> str:
+    """Return a key of the program that does not depend on the descriptors of its maps."""
+    stable = [slot._replace(imm=0) if slot.loads_map else slot for slot in program.insns]
+    parts = (
+        f"{program.name} {program.attach_type} {mode.value}".encode(),
+        encode(stable),
+        encode_line_info(program.line_info),
+        *_constants(program),
+    )
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _constants(program: ProgramCode) -> list[bytes]:
+    """Return the values of the maps of constants, by which the verifier decides what is dead."""
+    descriptors = dict.fromkeys(
+        slot.imm for slot in program.insns if slot.is_wide and slot.src == PSEUDO_MAP_VALUE
+    )
+    found = []
+    for fd in descriptors:
+        info = bpf.object_info("inspect map of constants", fd, uapi.MapInfo())
+        if info.map_flags & _BPF_F_RDONLY_PROG:
+            key, value = ctypes.c_uint32(), ctypes.create_string_buffer(info.value_size)
+            attr = uapi.MapElemAttr(
+                map_fd=fd, key=ctypes.addressof(key), value=ctypes.addressof(value)
+            )
+            bpf.call_checked("read map of constants", uapi.Cmd.MAP_LOOKUP_ELEM, attr)
+            found.append(value.raw)
+    return found
+
+
+def _with_maps_of(program: ProgramCode, patched: Patched) -> Patched:
+    """Return ``patched`` with the map descriptors of this load of the same program."""
+    insns = list(patched.insns)
+    for position, origin in enumerate(patched.origin):
+        if origin >= 0 and program.insns[origin].loads_map:
+            insns[position] = program.insns[origin]
+    return Patched(insns, patched.func_info, patched.line_info, patched.origin)

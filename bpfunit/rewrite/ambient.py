@@ -1,0 +1,61 @@
+"""Passes that apply to every load of this process, and observers of its runs.
+
+This is how a layer above the loader (coverage) reaches programs that tests load themselves. With
+nothing here, loads and runs pay nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from bpfunit.rewrite.program import Instrumentation
+
+
+class RunObserver(Protocol):
+    """An ambient pass that wants to know of each single run."""
+
+    def run_starts(self) -> None:
+        """Learn that one run of one program is about to start."""
+
+    def run_ended(self) -> Any:
+        """Learn that it is over, and return what was observed; its ``str`` is for people."""
+
+
+class AmbientPass(Instrumentation, RunObserver, Protocol):
+    """A pass over every load that observes every run."""
+
+
+_passes: list[AmbientPass] = []
+
+
+def passes() -> list[Instrumentation]:
+    """Return the passes that apply to every load, in order."""
+    return list(_passes)
+
+
+def run_observer() -> RunObserver | None:
+    """Return who observes runs now, None if nobody does."""
+    return _passes[-1] if _passes else None
+
+
+@contextmanager
+def use(step: AmbientPass) -> Iterator[None]:
+    """Apply ``step`` to every load and run within the block."""
+    _passes.append(step)
+    try:
+        yield
+    finally:
+        _passes.remove(step)
+
+
+@contextmanager
+def none() -> Iterator[None]:
+    """Load and run as is within the block, for measurements."""
+    saved = _passes[:]
+    _passes.clear()
+    try:
+        yield
+    finally:
+        _passes[:] = saved
