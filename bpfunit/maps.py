@@ -48,7 +48,7 @@ class Map(MutableMapping[Any, Any]):
         self.type: int = _map_type(info.type)
         self.key_size, self.value_size = int(info.key_size), int(info.value_size)
         self.max_entries = int(info.max_entries)
-        self.id = int(info.id)
+        self.id, self.flags = int(info.id), int(info.map_flags)
         self.percpu = self.type in uapi.PERCPU_MAPS
         self._owned = owned
         if key_type is None and (self.type in uapi.INDEXED_MAPS or self._is_storage()):
@@ -193,7 +193,8 @@ class Map(MutableMapping[Any, Any]):
 
     def __delitem__(self, key: Any) -> None:
         self._set_key(key)
-        result = bpf.call(Cmd.MAP_DELETE_ELEM, self._attr)
+        attr = uapi.MapElemAttr(map_fd=self.fd, key=ctypes.addressof(self._key))
+        result = bpf.call(Cmd.MAP_DELETE_ELEM, attr)
         if result == -_ENOENT:
             raise KeyError(key)
         if result < 0:

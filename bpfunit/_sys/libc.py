@@ -7,8 +7,6 @@ import ctypes
 from ..errors import SyscallError
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_libc.mount.argtypes = [ctypes.c_char_p] * 3 + [ctypes.c_ulong, ctypes.c_char_p]
-_libc.mount.restype = ctypes.c_int
 _libc.umount.argtypes = [ctypes.c_char_p]
 _libc.umount.restype = ctypes.c_int
 _libc.setns.argtypes = [ctypes.c_int, ctypes.c_int]
@@ -22,12 +20,6 @@ CLONE_NEWNET = 0x40000000
 def _checked(operation: str, result: int) -> None:
     if result != 0:
         raise SyscallError(operation, ctypes.get_errno())
-
-
-def mount(source: str, target: str, filesystem: str) -> None:
-    """``mount(2)`` without flags or options."""
-    result = _libc.mount(source.encode(), target.encode(), filesystem.encode(), 0, None)
-    _checked(f"mount {filesystem} on {target}", result)
 
 
 def umount(target: str) -> None:

@@ -1,7 +1,7 @@
 """The socket calls that take a ``struct sockaddr``, with the bytes of that structure as they are.
 
-Python's ``socket`` builds the structure from the socket's family, and so cannot hand an IPv4 address to
-an IPv6 socket, or a family that does not fit: the very calls whose hooks are under test.
+Python's ``socket`` builds the structure from the socket's family, and so cannot hand an IPv4
+address to an IPv6 socket, or a family that does not fit: the very calls whose hooks are tested.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def bind(fd: int, address: bytes) -> int:
 
 
 def name(fd: int, call: str) -> tuple[int, bytes]:
-    """``getpeername(2)`` or ``getsockname(2)``, as ``call`` says; return the errno and the address."""
+    """``getpeername(2)`` or ``getsockname(2)``, as ``call`` says; return errno and address."""
     buffer = ctypes.create_string_buffer(_SOCKADDR_STORAGE)
     length = _len(_SOCKADDR_STORAGE)
     if getattr(_libc, call)(fd, buffer, ctypes.byref(length)) != 0:
@@ -64,7 +64,7 @@ def name(fd: int, call: str) -> tuple[int, bytes]:
 
 
 def sendmsg(fd: int, payload: bytes, address: bytes, control: bytes, flags: int) -> int:
-    """``sendmsg(2)`` of one buffer to ``address`` with ready-made control data; return the errno."""
+    """``sendmsg(2)`` of one buffer to ``address`` with control data; return 0 or the errno."""
     target = ctypes.create_string_buffer(address, len(address))
     data = ctypes.create_string_buffer(payload, len(payload))
     extra = ctypes.create_string_buffer(control, len(control)) if control else None

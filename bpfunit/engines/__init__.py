@@ -33,9 +33,9 @@ class RawOutcome(NamedTuple):
 class Request(NamedTuple):
     """One run, the same for every engine.
 
-    ``ctx`` None means that no context is passed at all. ``sock`` is the socket of the run, None where
-    the engine is to let the kernel make one; ``fresh`` says that it was made for this run alone, so
-    that an engine may bind or connect it.
+    ``ctx`` None means that no context is passed at all. ``sock`` is the socket of the run, None
+    where the engine is to let the kernel make one; ``fresh`` says that it was made for this run
+    alone, so that an engine may bind or connect it.
     """
 
     ctx: bytes | None

@@ -1,4 +1,4 @@
-"""The engine behind real system calls: the program attached to a cgroup, a real socket, a real call."""
+"""The engine behind real system calls: a program attached to a cgroup, a socket, a call."""
 
 from __future__ import annotations
 

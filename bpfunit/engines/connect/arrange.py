@@ -1,12 +1,13 @@
 """What has to be so before a real call can show a hook the crafted address.
 
 A datagram from any source waits in a socket's queue, a socket is connected to any peer, a socket is
-bound to any address: all within the network namespace of the socket, over its loopback interface, so
-that nothing leaves the guest.
+bound to any address: all within the network namespace of the socket, over its loopback interface,
+so that nothing leaves the guest.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import select
@@ -31,7 +32,7 @@ _UNSPEC = struct.pack("=H14x", socket.AF_UNSPEC)
 
 @contextmanager
 def namespace_of(sock: socket.socket) -> Iterator[None]:
-    """Work in the network namespace of a socket within the block; the calling thread's is restored."""
+    """Work in the network namespace of a socket within the block."""
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         theirs = fcntl.ioctl(sock.fileno(), _SIOCGSKNS)
@@ -90,8 +91,8 @@ def _raw_socket(family: int) -> socket.socket:
 def queue_datagram(crafted: Crafted, sock: socket.socket, bind: bool) -> None:
     """Let a datagram from the crafted address wait in the socket's queue.
 
-    It goes out by the loopback interface, which keeps the route that the sender chose, so that no check
-    on the way in asks whether the source is plausible.
+    It goes out by the loopback interface, which keeps the route that the sender chose, so that no
+    check on the way in asks whether the source is plausible.
 
     Args:
         crafted: the context whose address is the sender.
@@ -171,7 +172,7 @@ def _scope(address: bytes) -> int:
 
 
 @contextmanager
-def connected(crafted: Crafted, sock: socket.socket) -> Iterator[None]:
+def connected(crafted: Crafted, sock: socket.socket, ours: bool) -> Iterator[None]:
     """Have the crafted address as the socket's peer within the block.
 
     A TCP socket is put into the established state without a packet (``TCP_REPAIR``, Linux 3.5).
@@ -179,7 +180,7 @@ def connected(crafted: Crafted, sock: socket.socket) -> Iterator[None]:
     Raises:
         NotApplicableError: the socket has another peer, or cannot have this one.
     """
-    failure, peer = sockets.name(sock.fileno(), "getpeername")
+    failure, peer = (errno.ENOTCONN, b"") if ours else sockets.name(sock.fileno(), "getpeername")
     if not failure:
         if not _same_address(peer, crafted.sockaddr()):
             raise crafted.refuse("the socket is connected to another peer")
@@ -212,10 +213,10 @@ def bound(crafted: Crafted, sock: socket.socket, ours: bool) -> None:
     Raises:
         NotApplicableError: it is bound to another address, or cannot be bound to this one.
     """
-    failure, local = sockets.name(sock.fileno(), "getsockname")
-    if not failure and _same_address(local, crafted.sockaddr()):
-        return
     if not ours:
+        failure, local = sockets.name(sock.fileno(), "getsockname")
+        if not failure and _same_address(local, crafted.sockaddr()):
+            return
         raise crafted.refuse("the socket is bound to another address; bind it to this one first")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if sock.family == socket.AF_INET6:
@@ -230,7 +231,7 @@ def bound(crafted: Crafted, sock: socket.socket, ours: bool) -> None:
 
 
 def _same_address(one: bytes, other: bytes) -> bool:
-    """Compare family, port and address of two socket addresses; the rest is the kernel's business."""
+    """Compare family, port and address of two socket addresses, and nothing else."""
     if len(one) < 8 or one[:4] != other[:4]:
         return False
     return one[4:8] == other[4:8] if one[0] == socket.AF_INET else one[8:24] == other[8:24]

@@ -90,7 +90,7 @@ def _recvmsg(case: Case) -> int:
 
 
 def _connected(case: Case) -> AbstractContextManager[None]:
-    return arrange.connected(case.crafted, case.sock)
+    return arrange.connected(case.crafted, case.sock, case.ours)
 
 
 def _getpeername(case: Case) -> int:

@@ -45,9 +45,9 @@ class Cgroup:
     """A cgroup that exists as long as the object is open.
 
     A socket belongs for life to the cgroup in which its creator was when it made it
-    (``cgroup_sk_alloc()`` in the kernel's ``sk_alloc()``): a process that is inside makes sockets whose
-    hooks run the programs attached here, also after it has left. Membership is the process's, so
-    :meth:`enter` moves all its threads.
+    (``cgroup_sk_alloc()`` in the kernel's ``sk_alloc()``): a process that is inside makes sockets
+    whose hooks run the programs attached here, also after it has left. Membership is the process's,
+    so :meth:`enter` moves all its threads.
 
     Args:
         name: the directory's name; made unique by the process's id.
@@ -73,8 +73,8 @@ class Cgroup:
         """Attach a program behind those attached already.
 
         Raises:
-            SyscallError: the kernel refused, with EINVAL for instance where the program was loaded for
-                another attach type.
+            SyscallError: the kernel refused, with EINVAL for instance where the program was loaded
+                for another attach type.
         """
         attr = _AttachAttr(self.fd, prog_fd, attach_type, _ALLOW_MULTI)
         bpf.call_checked(f"attach program to {self.path}", Cmd.PROG_ATTACH, attr)
@@ -111,9 +111,11 @@ class Cgroup:
             self._mounted.rmdir()
 
     def __enter__(self) -> Cgroup:
+        """Return self; nobody is moved."""
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *_exc: object) -> None:
+        """Close."""
         self.close()
 
 
@@ -121,10 +123,11 @@ def _mount() -> Path:
     """Mount a cgroup v2 hierarchy for our own use."""
     target = Path(tempfile.mkdtemp(prefix="bpfunit-cgroup2-"))
     try:
-        libc.mount("cgroup2", str(target), "cgroup2")
+        bpf.mount("cgroup2", str(target))
     except SyscallError as error:
         target.rmdir()
         raise CgroupError(
-            f"make a cgroup: no cgroup v2 hierarchy is mounted, and {error}; run as root, in a guest"
+            f"make a cgroup: no cgroup v2 hierarchy is mounted, and {error};"
+            " run as root, in a guest"
         ) from None
     return target

@@ -75,7 +75,7 @@ class Crafted:
         return f"{host}:{self.port}" if self.is_v4 else f"[{host}]:{self.port}"
 
     def sockaddr(self, scope_id: int = 0) -> bytes:
-        """Return ``struct sockaddr_in`` or ``sockaddr_in6`` with the crafted family, address and port.
+        """Return ``struct sockaddr_in`` or ``sockaddr_in6`` as the call takes it.
 
         Args:
             scope_id: the interface of a link-local address.
@@ -104,7 +104,8 @@ class Crafted:
     def refuse(self, reason: str) -> NotApplicableError:
         """Return the error that says why no real call leads to this context."""
         return NotApplicableError(
-            f"{self.hook.kind}(2) {self.text} on the engine connect: {reason}; use the engine testrun"
+            f"{self.hook.kind}(2) {self.text} on the engine connect: {reason};"
+            " use the engine testrun"
         )
 
 

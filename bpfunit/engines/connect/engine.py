@@ -8,11 +8,13 @@ import os
 import socket
 import struct
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..._sys.uapi import ProgType
 from ...context import HOOKS, SOCK_ADDR_SIZE
+from ...errors import BpfunitError, SyscallError
 from .. import NotApplicableError, RawOutcome, Request
 from . import arrange
 from .calls import CALLS, Case
@@ -67,56 +69,99 @@ class ConnectEngine:
         with probes.watching_exit(program.fd) as exit_seen:
             if not (exit_seen or probes.with_retval or program.attach_type in ALWAYS_PROCEED):
                 raise NotApplicableError(
-                    f"run {program.name} on the engine connect: nothing on this kernel shows the return"
-                    " value of a program without BTF; build it with -g, or use Linux 5.18 or later"
+                    f"run {program.name} on the engine connect: nothing on this kernel shows the"
+                    " return value of a program without BTF; build it with -g, or use Linux 5.18"
                 )
-            for request in requests:
-                yield self._run_one(program, probes, request)
+            fds = (probes.before, program.fd, probes.behind)
+            with _Attachment(self._cgroup, program.attach_type, fds) as attachment:
+                for request in requests:
+                    yield _run_one(program, request, probes, attachment)
 
     def _probes_for(self, attach_type: int) -> Probes:
         if attach_type not in self._probes:
             self._probes[attach_type] = Probes(attach_type)
         return self._probes[attach_type]
 
-    def _run_one(self, program: Program, probes: Probes, request: Request) -> RawOutcome:
-        context = _complete(program, request)
-        crafted = Crafted(program.attach_type, words_of(context))
-        spent, runs = 0, max(request.repeat, 1)
-        with _socket(crafted, request.sock) as sock:
-            case = Case(crafted, sock, ours=request.sock is None)
-            for _ in range(runs):
-                sighting = self._call(program, probes, case)
-                spent += sighting.behind.stamp - sighting.before.stamp
-        return RawOutcome(
-            retval=_retval(sighting),
-            ctx=context_bytes(crafted, sighting.behind.words, context),
-            duration_ns=spent // runs,
-            errno=_errno(crafted, sighting),
-        )
+    def close(self) -> None:
+        """Unload the observers and leave and remove the cgroup."""
+        while self._probes:
+            self._probes.popitem()[1].close()
+        self._cgroup.close()
 
-    def _call(self, program: Program, probes: Probes, case: Case) -> Sighting:
-        """Make one call with the program attached and return what the observers saw."""
-        crafted, call = case.crafted, CALLS[case.crafted.hook.kind]
-        attached = (probes.before, program.fd, probes.behind)
-        with call.arranged(case), self._cgroup.attached(crafted.attach_type, *attached):
+
+class _Attachment:
+    """Programs attached on demand, and detached at the end of a ``with`` block at the latest."""
+
+    def __init__(self, cgroup: Cgroup, attach_type: int, prog_fds: tuple[int, ...]) -> None:
+        self._make = partial(cgroup.attached, attach_type, *prog_fds)
+        self._stack = ExitStack()
+        self._on = False
+
+    def ensure(self) -> None:
+        """Attach, unless it is so."""
+        if not self._on:
+            self._stack.enter_context(self._make())
+            self._on = True
+
+    def drop(self) -> None:
+        """Detach, unless it is so."""
+        self._stack.close()
+        self._on = False
+
+    def __enter__(self) -> _Attachment:
+        """Return self, nothing attached yet."""
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        """Detach."""
+        self.drop()
+
+
+def _run_one(
+    program: Program, request: Request, probes: Probes, attachment: _Attachment
+) -> RawOutcome:
+    """Make the calls of one request and put together what was seen."""
+    context = _complete(program, request)
+    crafted = Crafted(program.attach_type, words_of(context))
+    spent, runs = 0, max(request.repeat, 1)
+    with _socket(crafted, request.sock) as sock:
+        case = Case(crafted, sock, ours=request.fresh or request.sock is None)
+        for _ in range(runs):
+            sighting = _call(case, probes, attachment)
+            spent += sighting.behind.stamp - sighting.before.stamp
+    return RawOutcome(
+        retval=_retval(sighting),
+        ctx=context_bytes(crafted, sighting.behind.words, context),
+        duration_ns=spent // runs,
+        errno=_errno(crafted, sighting),
+    )
+
+
+def _call(case: Case, probes: Probes, attachment: _Attachment) -> Sighting:
+    """Make one call with the programs attached and return what the observers saw."""
+    crafted, call = case.crafted, CALLS[case.crafted.hook.kind]
+    if not case.ours:
+        # what is arranged asks a socket with a past for its addresses, which may be the very hook
+        attachment.drop()
+    try:
+        with call.arranged(case):
+            attachment.ensure()
             probes.arm(_cookie(case.sock))
             try:
                 failure = call.make(case)
                 sighting = probes.read()
             finally:
                 probes.disarm()
-        if sighting is None:
-            raise crafted.refuse(_why_unseen(case, failure))
-        unlike = crafted.differences(sighting.before.words)
-        if unlike:
-            raise crafted.refuse(f"the hook sees another context: {'; '.join(unlike)}")
-        return sighting
-
-    def close(self) -> None:
-        """Unload the observers and leave and remove the cgroup."""
-        while self._probes:
-            self._probes.popitem()[1].close()
-        self._cgroup.close()
+    except OSError as error:
+        if isinstance(error, BpfunitError):
+            raise
+        raise SyscallError(f"{crafted.hook.kind} {crafted.text}", error.errno or 0) from error
+    if sighting is None:
+        raise crafted.refuse(_why_unseen(case, failure))
+    unlike = crafted.differences(sighting.before.words)
+    if unlike:
+        raise crafted.refuse(f"the hook sees another context: {'; '.join(unlike)}")
+    return sighting
 
 
 def _complete(program: Program, request: Request) -> bytes:
@@ -128,8 +173,7 @@ def _complete(program: Program, request: Request) -> bytes:
         raise NotApplicableError(f"{refuse}: a real call has no packet data and no test-run flags")
     if any(request.ctx[SOCK_ADDR_SIZE:]):
         raise NotApplicableError(f"{refuse}: a real context has {SOCK_ADDR_SIZE} bytes")
-    context = request.ctx[:SOCK_ADDR_SIZE].ljust(SOCK_ADDR_SIZE, b"\0")
-    return context
+    return request.ctx[:SOCK_ADDR_SIZE].ljust(SOCK_ADDR_SIZE, b"\0")
 
 
 @contextmanager
@@ -164,8 +208,8 @@ def _why_unseen(case: Case, failure: int) -> str:
     if case.ours:
         return "the kernel runs no such hook for a socket of this family, type and protocol"
     return (
-        "the call does not run the hook: the kernel has none for a socket of this kind, or the socket"
-        " was made before the engine, outside of its cgroup"
+        "the call does not run the hook: the kernel has none for a socket of this kind, or the"
+        " socket was made before the engine, outside of its cgroup"
     )
 
 
@@ -183,6 +227,6 @@ def _errno(crafted: Crafted, sighting: Sighting) -> int:
     told = sighting.behind.hook_retval
     if told is not None:
         return (1 << 32) - told if told else 0
-    # before Linux 5.18 a program has a say in permission only; the other bit of bind's verdict is a flag
+    # before Linux 5.18 a program grants or denies, no more; bind's other bit is no permission
     allowed = _retval(sighting) & 1 if crafted.hook.kind == "bind" else _retval(sighting)
     return 0 if allowed else errno.EPERM

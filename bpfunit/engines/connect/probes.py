@@ -1,10 +1,10 @@
-"""The programs that watch a real hook: one before, one behind, and one at the end of the program tested.
+"""The programs that watch a real hook: before and behind the tested one, and at its end.
 
-*before* and *behind* are programs of the tested one's attach type in the same cgroup, so the kernel runs
-them on the very ``bpf_sock_addr_kern`` that it gives the tested program. Each copies the whole context
-into a record. *behind* also ends the call: it returns 0, so that nothing is connected, bound or sent.
-*exit* is a ``fexit`` program (BPF trampolines, Linux 5.5) on the tested program itself and takes its
-return value, which the kernel folds into an errno before anybody else can see it.
+*before* and *behind* are programs of the tested one's attach type in the same cgroup, so the kernel
+runs them on the very ``bpf_sock_addr_kern`` that it gives the tested program. Each copies the whole
+context into a record. *behind* also ends the call: it returns 0, so that nothing is connected,
+bound or sent. *exit* is a ``fexit`` program (BPF trampolines, Linux 5.5) on the tested program
+itself and takes its return value, which the kernel folds into an errno before anybody can see it.
 
 All three look only at the one socket whose cookie the record names.
 """
@@ -75,7 +75,11 @@ _JNE, _JEQ = 0x50, 0x10
 
 @dataclass(frozen=True)
 class Side:
-    """What one observer saw: a monotonic time in ns, the hook's return value so far, the context's words."""
+    """What one observer saw.
+
+    ``stamp`` is a monotonic time in ns, ``hook_retval`` what the hook would return so far (None
+    before Linux 5.18), ``words`` the context.
+    """
 
     stamp: int
     hook_retval: int | None
@@ -127,7 +131,7 @@ def _observer(attach_type: int, map_fd: int, side: int, with_retval: bool) -> by
 
 
 def _exit_watcher(map_fd: int, retval_offset: int) -> bytes:
-    """Assemble the ``fexit`` program; ``retval_offset`` is where its context holds the return value."""
+    """Assemble the ``fexit`` program; its context holds the return value at ``retval_offset``."""
     body = [
         asm.load(4, 1, 7, _EXITS),
         asm.alu_imm(asm.ADD, 1, 1),
@@ -213,8 +217,8 @@ class Probes:
         if not function:
             yield False
             return
-        # A program whose function BTF does not fit its use has five untyped arguments for the kernel
-        # (btf_distill_func_proto()), else the one that it has; only the right offset verifies first.
+        # For the kernel a program whose BTF does not fit its use has five untyped arguments
+        # (btf_distill_func_proto()), else the one that it has; 40 is out of bounds for the latter.
         for offset in (40, 8):
             watcher = self._load_exit_watcher(prog_fd, function, offset)
             if watcher >= 0:
@@ -250,7 +254,7 @@ class Probes:
         return bpf.call(Cmd.PROG_LOAD, attr)
 
     def arm(self, cookie: int) -> None:
-        """Forget what was seen and watch the socket with this cookie (``SO_COOKIE``) from now on."""
+        """Forget what was seen, and watch the socket with this cookie (``SO_COOKIE``)."""
         self._memory[:_SIZE] = struct.pack("<Q", cookie).ljust(_SIZE, b"\0")
 
     def disarm(self) -> None:
@@ -269,12 +273,12 @@ class Probes:
             return None
         if (before[1], behind[1]) != (1, 1):
             raise ProbeError(
-                f"watch the hook: expected one passage, saw {before[1]} before and {behind[1]} behind "
-                "the program; let no other thread use the socket during the run"
+                f"watch the hook: expected one passage, saw {before[1]} before and {behind[1]}"
+                " behind the program; let no other thread use the socket during the run"
             )
         exits, retval = struct.unpack_from("<II", raw, _EXITS)
-        sides = (Side(s[0], s[2] if self.with_retval else None, s[3:]) for s in (before, behind))
-        return Sighting(*sides, retval=retval if exits else None)
+        sides = [Side(s[0], s[2] if self.with_retval else None, s[3:]) for s in (before, behind)]
+        return Sighting(sides[0], sides[1], retval if exits else None)
 
     def close(self) -> None:
         """Unload the observers."""

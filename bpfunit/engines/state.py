@@ -1,0 +1,143 @@
+"""What a program can change from one run to the next, to be read, compared and put back."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+
+from .._sys import bpf, uapi
+from .._sys.uapi import Cmd, MapType
+from ..maps import Map
+from . import NotApplicableError
+
+# (the map's name and id, the key's bytes) to the value's bytes; a socket's storage has the key b""
+State = dict[tuple[str, bytes], bytes]
+
+_STATELESS = uapi.FD_MAPS | {MapType.RINGBUF}
+_KEYLESS = {MapType.QUEUE, MapType.STACK, MapType.BLOOM_FILTER}
+_CONSTANT = 1 << 7  # BPF_F_RDONLY_PROG: .rodata, which no run changes
+
+
+class ProgramState:
+    """The maps that a program, and every program it can tail-call now, refers to.
+
+    The kernel is asked which maps those are, so that it works for a program of anyone's. A context
+    manager; the descriptors it opens are closed at its end.
+
+    Args:
+        prog_fd: the program.
+
+    Raises:
+        NotApplicableError: a map has no keys (queue, stack), so that it cannot be put back.
+    """
+
+    def __init__(self, prog_fd: int) -> None:
+        self._resources = ExitStack()
+        self._plain: dict[int, Map] = {}
+        self._storages: dict[int, Map] = {}
+        seen: set[int] = set()
+        try:
+            self._collect(prog_fd, seen)
+        except BaseException:
+            self._resources.close()
+            raise
+
+    def _collect(self, prog_fd: int, seen: set[int]) -> None:
+        for map_id in _map_ids(prog_fd):
+            if map_id in seen:
+                continue
+            seen.add(map_id)
+            fd = bpf.fd_by_id("open map", Cmd.MAP_GET_FD_BY_ID, map_id)
+            one = Map(fd, owned=True)
+            self._resources.callback(one.close)
+            if one.type in _KEYLESS:
+                raise NotApplicableError(
+                    f"put map {one.name} back between the engines: a queue or stack has no keys;"
+                    " run on one engine at a time"
+                )
+            if one.type == MapType.SK_STORAGE:
+                self._storages[map_id] = one
+            elif one.type == MapType.PROG_ARRAY:
+                for prog_id in _programs_in(one):
+                    with _opened_program(prog_id) as target:
+                        self._collect(target, seen)
+            elif one.type not in _STATELESS and not one.flags & _CONSTANT:
+                self._plain[map_id] = one
+
+    def take(self, sock: socket.socket | None) -> State:
+        """Read every entry, and what the socket has in the storage maps."""
+        state: State = {}
+        for map_id, one in self._plain.items():
+            keys, values = one.snapshot_raw()
+            size = len(keys) // one.key_size
+            stride = len(values) // size if size else 0
+            for n in range(size):
+                key = keys[n * one.key_size : (n + 1) * one.key_size]
+                state[f"{one.name}#{map_id}", key] = values[n * stride : (n + 1) * stride]
+        for map_id, one in self._storages.items():
+            value = None if sock is None else one.lookup(sock.fileno())
+            if value is not None:
+                state[f"{one.name}#{map_id}", b""] = value
+        return state
+
+    def restore(self, wanted: State, sock: socket.socket | None) -> None:
+        """Write back what differs from ``wanted``; what does not is not touched."""
+        found = self.take(sock)
+        maps = {f"{m.name}#{n}": m for n, m in (self._plain | self._storages).items()}
+        for place in found.keys() | wanted.keys():
+            if found.get(place) == wanted.get(place):
+                continue
+            one, key = maps[place[0]], place[1]
+            if not key:
+                assert sock is not None  # take() finds storage for a socket only
+                key = sock.fileno().to_bytes(4, "little")
+            if place in wanted:
+                one.update_raw(key, wanted[place])
+            else:
+                del one[one.decode_key(key)]
+
+    def close(self) -> None:
+        """Close the descriptors."""
+        self._resources.close()
+
+    def __enter__(self) -> ProgramState:
+        """Return self."""
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        """Close."""
+        self.close()
+
+
+def _map_ids(prog_fd: int) -> list[int]:
+    """Return the ids of the maps that a program refers to."""
+    info = bpf.object_info("read program info", prog_fd, uapi.ProgInfo())
+    ids = (ctypes.c_uint32 * info.nr_map_ids)()
+    wanted = uapi.ProgInfo(nr_map_ids=len(ids), map_ids=ctypes.addressof(ids))
+    bpf.object_info("read program info", prog_fd, wanted)
+    return list(ids)
+
+
+def _programs_in(array: Map) -> Iterator[int]:
+    """Yield the ids of the programs in an array; a lookup from user space gives the id."""
+    for index in range(array.max_entries):
+        if raw := array.lookup(index):
+            yield int.from_bytes(raw, "little")
+
+
+@contextmanager
+def _opened_program(prog_id: int) -> Iterator[int]:
+    fd = bpf.fd_by_id("open program", Cmd.PROG_GET_FD_BY_ID, prog_id)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
