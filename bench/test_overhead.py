@@ -1,0 +1,129 @@
+"""What bpfunit itself costs: the same runs by its API, by a C program, and by today's ways.
+
+All of it in one guest. In exact mode the figures are guest instructions, and what is left of them
+after the raw system call is taken away is what user space does for one run.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bpfunit.engines.connect.cgroup import Cgroup
+from tests.hook.families import IPV4, over
+from tests.hook.mesh import Mesh
+
+RUNS = 2_000
+ROUNDS = 5
+DESTINATION = ("10.96.0.1", 80)
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What the C program measured, per run."""
+
+    libbpf: int
+    raw: int
+
+    @property
+    def user_space(self) -> int:
+        """What libbpf and the crafting cost beside the system call."""
+        return self.libbpf - self.raw
+
+
+def c_program(built: Path, obj: Path, program: str) -> Yardstick:
+    """Run the C program and return the least of its figures."""
+    command = [built / "test_run_loop", obj, program, str(RUNS)]
+    figures = [
+        json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        for _ in range(3)
+    ]
+    return Yardstick(*(min(figure[key] for figure in figures) for key in ("libbpf", "raw")))
+
+
+def per_run(work: Callable[[], object], runs: int) -> list[int]:
+    """Return what one run takes when ``work`` makes ``runs`` of them, for each of some rounds."""
+    work()
+    figures = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter_ns()
+        work()
+        figures.append((time.perf_counter_ns() - start) // runs)
+    return figures
+
+
+@pytest.fixture
+def yardstick(built: Path, bpf_object_path: Path) -> Yardstick:
+    """The C program's figures, taken in this guest."""
+    return c_program(built, bpf_object_path, IPV4.program)
+
+
+@pytest.fixture
+def report(bpf_benchmark: Any, yardstick: Yardstick) -> Callable[[list[int]], None]:
+    """Record figures beside the C program's."""
+
+    def record(figures: list[int]) -> None:
+        own = min(figures) - yardstick.raw
+        bpf_benchmark.fixture.extra_info.update(
+            user_space_ns=own,
+            c_user_space_ns=yardstick.user_space,
+            system_call_ns=yardstick.raw,
+            ratio_of_user_space=round(own / max(yardstick.user_space, 1), 2),
+        )
+        bpf_benchmark.record(figures)
+
+    return record
+
+
+@pytest.mark.benchmark(group="the framework's own overhead, per crafted run")
+@over(IPV4)
+class TestOverhead:
+    def test_c_program(self, bpf_benchmark: Any, yardstick: Yardstick):
+        bpf_benchmark.record([yardstick.libbpf])
+
+    def test_single_run_api(self, report: Any, unmanaged_mesh: Mesh):
+        program, sock = unmanaged_mesh.program, unmanaged_mesh.socket()
+
+        def work() -> None:
+            for _ in range(100):
+                program.run(dst=DESTINATION, sock=sock)
+
+        report(per_run(work, 100))
+
+    def test_bulk_api(self, report: Any, unmanaged_mesh: Mesh):
+        program, sock = unmanaged_mesh.program, unmanaged_mesh.socket()
+        contexts = [program.craft(DESTINATION) for _ in range(RUNS)]
+
+        report(per_run(lambda: program.run_many(contexts, socks=sock), RUNS))
+
+    def test_bpftool_for_each_case(self, bpf_benchmark: Any, unmanaged_mesh: Mesh, tmp_path: Path):
+        program = unmanaged_mesh.program
+        context = tmp_path / "ctx"
+        context.write_bytes(bytes(program.craft(DESTINATION)))
+        command = ["bpftool", "prog", "run", "id", str(program.id), "ctx_in", str(context)]
+        command += ["ctx_out", "/dev/null", "repeat", "1"]
+        bpf_benchmark.record(
+            per_run(lambda: subprocess.run(command, check=True, capture_output=True), 1)
+        )
+
+    def test_real_connect_for_each_case(self, bpf_benchmark: Any, unmanaged_mesh: Mesh):
+        program = unmanaged_mesh.program
+        with socket.socket() as server, Cgroup("overhead") as cgroup:
+            server.bind(("127.0.0.1", 0))
+            server.listen(4 * ROUNDS)
+            cgroup.enter()
+
+            def work() -> None:
+                with cgroup.attached(program.attach_type, program.fd), socket.socket() as client:
+                    client.connect(server.getsockname())
+                    client.getpeername()
+
+            bpf_benchmark.record(per_run(work, 1))
