@@ -1,4 +1,4 @@
-"""The cost of a rewritten connection as the mesh grows: frontends, services, endpoints, backends."""
+"""The cost of a rewritten connection as the maps of the mesh grow."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ class Mode(str, Enum):
     """What one nanosecond of a benchmark's result stands for."""
 
     EXACT = "exact"
-    """One guest instruction: QEMU counts them under ``-icount shift=0``; repeatable to the digit."""
+    """One guest instruction, which QEMU counts under ``-icount shift=0``; repeatable."""
 
     TIME = "time"
     """A nanosecond of a guest on KVM: time of the processor."""
@@ -36,7 +36,7 @@ def mode_of_guest(accelerator: str | None = None) -> Mode:
     """Return the mode that an accelerator gives.
 
     Args:
-        accelerator: ``"kvm"``, ``"tcg"`` or ``"icount"``; by default that of the guest this runs in.
+        accelerator: ``"kvm"``, ``"tcg"`` or ``"icount"``; by default that of this guest.
 
     Raises:
         LookupError: the accelerator has no meaning here, as outside a guest.

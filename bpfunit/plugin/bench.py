@@ -1,10 +1,10 @@
 """Benchmarks in guests: the ``bpf_benchmark`` fixture, and pytest-benchmark across xdist.
 
-pytest-benchmark switches itself off when xdist is on, since wall clocks of parallel workers disturb each
-other. The clock used here is inside the guest's kernel, so the reason does not hold. In the guest the
-session is switched on again, every finished benchmark travels back on its test's report, and on the host
-it is put into pytest-benchmark's own session as if it had run there: table, JSON, storage and comparison
-are then pytest-benchmark's.
+pytest-benchmark switches itself off when xdist is on, since wall clocks of parallel workers disturb
+each other. The clock used here is inside the guest's kernel, so the reason does not hold. In the
+guest the session is switched on again, every finished benchmark travels back on its test's report,
+and on the host it is put into pytest-benchmark's own session as if it had run there: table, JSON,
+storage and comparison are then pytest-benchmark's.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _clock = KernelClock()
 
 @dataclass(frozen=True)
 class BpfBenchmark:
-    """Measures runs of a BPF program with the kernel's clock; made by the ``bpf_benchmark`` fixture."""
+    """Measures runs of a BPF program with the kernel's clock; see ``bpf_benchmark``."""
 
     fixture: Any
     mode: Mode
@@ -50,8 +50,8 @@ class BpfBenchmark:
             program: the program to run.
             rounds: how many figures to take. In exact mode the least of them is the figure: a timer
                 interrupt of the guest adds to some of the others.
-            repeat: runs in one round, each from the same crafted address; the figure of a round is the
-                mean of its runs. Short rounds dodge the timer interrupt.
+            repeat: runs in one round, each from the same crafted address; the figure of a round is
+                the mean of its runs. Short rounds dodge the timer interrupt.
             floor: an empty program for the same hook; what it takes is the fixed cost of the run
                 loop, kept beside the figure as ``extra_info["floor_ns"]``.
             **crafted: the context, as for :meth:`bpfunit.program.Program.run`.
@@ -64,8 +64,8 @@ class BpfBenchmark:
             result = measured.run(repeat=repeat, **crafted)
             if result.duration_ns is None:
                 raise LookupError(
-                    f"measure {measured.name}: engine {result.engine} has no clock around the program; "
-                    "benchmarks need --bpf-engine testrun"
+                    f"measure {measured.name}: engine {result.engine} has no clock around the "
+                    "program alone; benchmarks need --bpf-engine testrun"
                 )
             return result, result.duration_ns
 
@@ -95,15 +95,15 @@ class BpfBenchmark:
 
 
 @pytest.fixture
-def bpf_benchmark(benchmark: Any, request: pytest.FixtureRequest) -> Iterator[BpfBenchmark]:
+def bpf_benchmark(benchmark: Any) -> BpfBenchmark:
     """Measure BPF programs with the clock of the guest's kernel.
 
-    The mode (``exact`` or ``time``) and the kernel are part of every result's ``extra_info`` and name.
+    The mode (``exact`` or ``time``) and the kernel are in every result's ``extra_info``.
     """
     mode = mode_of_guest()
     benchmark.extra_info["mode"] = mode.value
     benchmark.extra_info["unit"] = mode.unit
-    yield BpfBenchmark(benchmark, mode)
+    return BpfBenchmark(benchmark, mode)
 
 
 def _session(config: pytest.Config) -> Any:
