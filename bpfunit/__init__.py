@@ -1,1 +1,55 @@
-"""Unit tests for eBPF programs that Linux itself cannot unit-test."""
+"""Unit tests for eBPF programs that Linux itself cannot unit-test.
+
+Load an object, fill its maps, run a program with a crafted context, look at what it did::
+
+    with bpfunit.load("hook.bpf.o") as obj:
+        obj.maps.frontend[{"addr": ip("10.96.0.1")}] = {"upstream_id": 7}
+        result = obj.programs.cgroup_connect4_prog.run("10.96.0.1:80")
+        assert result.dst == "10.244.0.5:8080"
+"""
+
+from __future__ import annotations
+
+from .btf import BtfError, Types, load_types
+from .context import BpfSockAddr, ContextError
+from .engines import NotApplicableError
+from .errors import BpfunitError, FieldError, FieldValueError, NotFoundError, SyscallError
+from .logs import LogLine
+from .maps import Map
+from .net import IP, Endpoint, ip, ip4, ip6, port
+from .object import Object, load
+from .program import Program
+from .result import Result
+from .tailcalls import ProgArray, Spy, TailCall
+from .verifier import LoadError, VerifierError
+
+__all__ = [
+    "IP",
+    "BpfSockAddr",
+    "BpfunitError",
+    "BtfError",
+    "ContextError",
+    "Endpoint",
+    "FieldError",
+    "FieldValueError",
+    "LoadError",
+    "LogLine",
+    "Map",
+    "NotApplicableError",
+    "NotFoundError",
+    "Object",
+    "ProgArray",
+    "Program",
+    "Result",
+    "Spy",
+    "SyscallError",
+    "TailCall",
+    "Types",
+    "VerifierError",
+    "ip",
+    "ip4",
+    "ip6",
+    "load",
+    "load_types",
+    "port",
+]

@@ -129,9 +129,7 @@ class Types:
         if not candidates:
             near = difflib.get_close_matches(rest, self._index, n=5)
             others = sorted(n for n in self._index if n not in near)
-            raise NotFoundError(
-                f"look up type in {self._source}", name, [*near, *others][:_LISTED]
-            )
+            raise NotFoundError(f"look up type in {self._source}", name, [*near, *others][:_LISTED])
         best = min(candidates, key=lambda i: wanted.index(self._types[i].kind))
         return self.by_id(best)
 
@@ -169,9 +167,7 @@ class Types:
             if section.kind != _DATASEC:
                 continue
             for i in range(section.vlen):
-                type_id, offset, size = struct.unpack_from(
-                    "=III", self._raw, section.tail + 12 * i
-                )
+                type_id, offset, size = struct.unpack_from("=III", self._raw, section.tail + 12 * i)
                 var = self._types[type_id]
                 if var.kind == _VAR:
                     found[var.name] = Variable(section.name, offset, size, var.size_or_type)
@@ -183,7 +179,11 @@ class Types:
             name = info.name if info.kind == _TYPEDEF else typedef
             target = self._types[info.size_or_type]
             # one class per type, but an anonymous struct is a class per typedef that names it
-            return self.by_id(info.size_or_type) if target.name else self._make(info.size_or_type, name)
+            return (
+                self.by_id(info.size_or_type)
+                if target.name
+                else self._make(info.size_or_type, name)
+            )
         makers = {
             _INT: self._make_int,
             _PTR: lambda *_: ctypes.c_uint64,
@@ -247,7 +247,9 @@ class Types:
         # negative one is far likelier than one above 2^31
         if info.kflag or info.kind == _ENUM64:
             return info.kflag
-        values = (struct.unpack_from("=i", self._raw, info.tail + 8 * i + 4) for i in range(info.vlen))
+        values = (
+            struct.unpack_from("=i", self._raw, info.tail + 8 * i + 4) for i in range(info.vlen)
+        )
         return any(value < 0 for (value,) in values)
 
     def storage_by_id(self, type_id: int) -> Any:
@@ -316,9 +318,7 @@ class _Layout:
             self.members.update(ctype._members_)
             for inner, descriptor in _bit_fields(ctype):
                 moved = 8 * (offset + descriptor.first) + descriptor.shift
-                self.bits.append(
-                    records.BitField(inner, moved, descriptor.bits, descriptor.signed)
-                )
+                self.bits.append(records.BitField(inner, moved, descriptor.bits, descriptor.signed))
         self.end = max(self.end, offset + ctypes.sizeof(ctype))
 
     def add_bits(self, name: str, bit_offset: int, bits: int, signed: bool) -> None:

@@ -123,4 +123,3 @@ class TraceReader:
             self._pipe = -1
         with contextlib.suppress(OSError):
             self._instance.rmdir()
-

@@ -305,7 +305,9 @@ class Map(MutableMapping[Any, Any]):
         keys, values = self.snapshot_raw()
         size = len(self._value)
         return {
-            self.decode_key(_slot(keys, i, self.key_size)): self.decode_value(_slot(values, i, size))
+            self.decode_key(_slot(keys, i, self.key_size)): self.decode_value(
+                _slot(values, i, size)
+            )
             for i in range(len(keys) // self.key_size)
         }
 
@@ -359,5 +361,3 @@ def _map_type(number: int) -> int:
         return MapType(number)
     except ValueError:
         return number
-
-

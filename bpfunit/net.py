@@ -158,6 +158,8 @@ class Endpoint(tuple[str, int]):
                 host, number = value
                 return cls(host, number)
             text, _, digits = value.rpartition(":")
+            if not digits.isdigit():
+                raise ValueError("it has no port")
             if text.startswith("[") and text.endswith("]"):
                 text = text[1:-1]
             elif ":" in text:

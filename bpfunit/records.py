@@ -237,9 +237,7 @@ def _to_integer(label: str, ctype: Any, value: Any) -> int:
             f"{label}: expected an integer {low}..{high} ({ctype.__name__}), found {value!r}"
         ) from None
     if not low <= number <= high:
-        raise FieldValueError(
-            f"{label}: {number} is out of range {low}..{high} ({ctype.__name__})"
-        )
+        raise FieldValueError(f"{label}: {number} is out of range {low}..{high} ({ctype.__name__})")
     return int(number)
 
 
@@ -262,9 +260,7 @@ def _to_array(label: str, ctype: Any, value: Any) -> Any:
     array = ctype()
     for index, item in pairs:
         if not 0 <= index < ctype._length_:
-            raise FieldValueError(
-                f"{label}: index {index} is out of range 0..{ctype._length_ - 1}"
-            )
+            raise FieldValueError(f"{label}: index {index} is out of range 0..{ctype._length_ - 1}")
         ctypes.Array.__setitem__(array, index, coerce(f"{label}[{index}]", ctype._type_, item))
     return array
 

@@ -117,9 +117,7 @@ _Info = TypeVar("_Info", uapi.ProgInfo, uapi.MapInfo)
 
 def object_info(operation: str, fd: int, info: _Info) -> _Info:
     """Fill ``info`` (ProgInfo or MapInfo) for the object behind ``fd``."""
-    attr = uapi.InfoAttr(
-        bpf_fd=fd, info_len=ctypes.sizeof(info), info=ctypes.addressof(info)
-    )
+    attr = uapi.InfoAttr(bpf_fd=fd, info_len=ctypes.sizeof(info), info=ctypes.addressof(info))
     call_checked(operation, Cmd.OBJ_GET_INFO_BY_FD, attr)
     return info
 
@@ -137,7 +135,9 @@ def require_bpf_fd(operation: str, fd: int, kind: str) -> None:
         raise SyscallError(operation, error.errno or 9, f"fd {fd} is not open") from None
     if target != f"anon_inode:bpf-{kind}":
         raise SyscallError(
-            operation, 22, f"fd {fd} is {target}, expected a BPF {'program' if kind == 'prog' else kind}"
+            operation,
+            22,
+            f"fd {fd} is {target}, expected a BPF {'program' if kind == 'prog' else kind}",
         )
 
 

@@ -1,0 +1,6 @@
+"""Many runs in one call."""
+
+from __future__ import annotations
+
+
+class BulkResult: ...

@@ -1,0 +1,91 @@
+"""What an object's runs did, as text for the report of a failing test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from .context import BpfSockAddr
+from .errors import BpfunitError
+from .maps import Map
+from .result import Result
+from .session import Session
+
+_RUNS = 5  # the last runs decide; what came before rarely does
+_ENTRIES = 40
+_CHAIN = 6
+
+
+def describe(session: Session) -> str:
+    """Return the maps that were set and the last runs of one object; "" when there was nothing."""
+    lines = [*_maps(session.maps.values()), *_runs(session)]
+    return "\n".join(lines)
+
+
+def _maps(maps: Any) -> Iterator[str]:
+    written = [(m, change) for m in maps for change in m.touched]
+    if not written:
+        return
+    yield "maps as the test set them:"
+    for m, change in written[-_ENTRIES:]:
+        yield f"  {_change(m, *change)}"
+    if len(written) > _ENTRIES:
+        yield f"  (the last {_ENTRIES} of {len(written)} changes)"
+
+
+def _change(m: Map, what: str, key: Any, value: Any) -> str:
+    if what == "bulk":
+        return f"{m.name}: {key} entries at once"
+    if what == "del":
+        return f"del {m.name}[{key!r}]"
+    return f"{m.name}[{_shown(m.key_type, key)}] = {_shown(m.value_type, value)}"
+
+
+def _shown(ctype: Any, value: Any) -> str:
+    """Show a value as its map's type where it was given as a dict, so that addresses read well."""
+    if isinstance(value, (dict, list, tuple)) and ctype is not None:
+        from .records import coerce
+
+        try:
+            return repr(coerce("", ctype, value))
+        except BpfunitError:
+            pass  # per-CPU lists and the like: shown as they were given
+    return repr(value)
+
+
+def _runs(session: Session) -> Iterator[str]:
+    journal = list(session.journal)
+    if not journal:
+        return
+    more = f" (the last {_RUNS} of {session.runs})" if session.runs > _RUNS else ""
+    yield f"runs{more}:"
+    for entry in journal[-_RUNS:]:
+        if isinstance(entry, str):
+            yield f"  refused: {entry}"
+        else:
+            yield from _run(entry)
+
+
+def _run(result: Result) -> Iterator[str]:
+    duration = f", {result.duration_ns} ns" if result.duration_ns is not None else ""
+    yield (
+        f"  {result.program} on {result.kernel} by {result.engine}: returned {result.retval}"
+        f"{f', errno {result.errno}' if result.errno else ''}{duration}"
+    )
+    if isinstance(result.ctx_in, BpfSockAddr):
+        verdict = "untouched" if result.untouched else "rewritten"
+        yield f"    context in:  {result.ctx_in!r}"
+        yield f"    context out: {result.ctx!r} ({verdict})"
+    for name, value in (result.storages or {}).items():
+        yield f"    storage {name}: {value!r}"
+    for call in (result.attempts or [])[:_CHAIN]:
+        came = f"entered {call.target}" if call.entered else "came back: empty slot or 33 calls"
+        yield f"    tail call {call.map}[{call.index}] with {call.ctx.user}: {came}"
+    if len(result.attempts or ()) > _CHAIN:
+        yield f"    … {len(result.attempts or ())} tail calls in all"
+    for line in result.log:
+        yield f"    log {line.map} ({line.ret}): {line}"
+    for text in result.printk:
+        yield f"    bpf_printk: {text}"
+    if result.path is not None:
+        yield from (f"    {line}" for line in str(result.path).splitlines())

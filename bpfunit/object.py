@@ -1,0 +1,362 @@
+"""Objects: an ELF file of BPF programs and maps, loaded into this kernel with fresh maps."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from . import records
+from ._sys import libbpf
+from ._sys.uapi import MapType
+from .btf import BtfError, Types, Variable, raw_btf, types_of
+from .errors import BpfunitError, NotFoundError, SyscallError
+from .maps import Map
+from .program import Program
+from .rewrite import ambient, hook
+from .rewrite import insn as asm
+from .rewrite.program import Instrumentation
+from .session import Session
+from .tailcalls import CallTracer, ProgArray
+from .verifier import LoadError, load_failure
+
+_LOG_ROOM = (1 << 24) - 1  # the largest log that kernels before 5.2 take (BPF_LOG_BUF_SIZE)
+_PRINTK_HELPERS = {6, 177}  # bpf_trace_printk, bpf_trace_vprintk
+_LISTED_SLOTS = 64
+
+_V = TypeVar("_V")
+
+
+class Names(Mapping[str, _V], Generic[_V]):
+    """A mapping whose names are attributes too: ``obj.maps.km_service``."""
+
+    def __init__(self, kind: str, source: str, items: dict[str, _V]) -> None:
+        self._kind, self._source, self._items = kind, source, items
+
+    def __getitem__(self, name: str) -> _V:
+        try:
+            return self._items[name]
+        except KeyError:
+            raise NotFoundError(
+                f"look up {self._kind} in {self._source}", name, sorted(self._items)
+            ) from None
+
+    def __getattr__(self, name: str) -> _V:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._items]
+
+    def __repr__(self) -> str:
+        return f"<{self._kind}s of {self._source}: {', '.join(self._items)}>"
+
+
+class Globals:
+    """The global variables of a loaded object: ``obj.globals.bpf_log_level = 3``."""
+
+    _object: Object
+
+    def __init__(self, owner: Object) -> None:
+        object.__setattr__(self, "_object", owner)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._object._read_global(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._object._write_global(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted(self._object._variables)
+
+
+class Object:
+    """A loaded object; use :func:`load`, and close it or use it as a context manager.
+
+    Attributes:
+        path: the file.
+        types: its C types by name.
+        maps: its maps by name.
+        programs: its programs by name.
+        globals: its global variables.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.session = Session(Path(path).name)
+        self._resources = ExitStack()
+        self._handle = 0
+        self._loaded = False
+        self._types: Types | None = None
+        self._variables: dict[str, Variable] = {}
+        self._sections: dict[str, int] = {}
+        self._log = mmap.mmap(-1, _LOG_ROOM)  # takes memory only as far as the kernel writes
+        self.maps: Names[Any] = Names("map", self.path.name, {})
+        self.programs: Names[Program] = Names("program", self.path.name, {})
+        self.globals = Globals(self)
+
+    # -- opening
+
+    def _open(self) -> None:
+        view = (ctypes.c_char * _LOG_ROOM).from_buffer(self._log)
+        opts = libbpf.OpenOpts(
+            sz=ctypes.sizeof(libbpf.OpenOpts),
+            kernel_log_buf=ctypes.addressof(view),
+            kernel_log_size=_LOG_ROOM,
+        )
+        del view
+        lib = libbpf.lib()
+        with libbpf.captured_log() as messages:
+            try:
+                self._handle = lib.bpf_object__open_file(os.fsencode(self.path), ctypes.byref(opts))
+            except SyscallError as error:
+                hint = "is it a BPF object (clang -target bpf -g -O2)?" if error.errno != 2 else ""
+                raise LoadError(f"open {self.path}", error.errno, messages, hint) from None
+        self._resources.callback(lib.bpf_object__close, self._handle)
+        if btf := lib.bpf_object__btf(self._handle):
+            self._types = types_of(raw_btf(btf), self.path.name)
+            self._variables = self._types.variables()
+        for handle in libbpf.each("bpf_object__next_map", self._handle):
+            if lib.bpf_map__is_internal(handle):
+                name = lib.bpf_map__name(handle).decode()
+                self._sections[name[name.index(".") :]] = handle
+
+    @property
+    def types(self) -> Types:
+        """The C types by name.
+
+        Raises:
+            BtfError: the object was compiled without them (clang -g makes them).
+        """
+        if self._types is None:
+            raise BtfError(f"read types of {self.path}: it has no BTF; compile it with clang -g")
+        return self._types
+
+    # -- globals
+
+    def _place(self, name: str) -> tuple[Variable, int, Any]:
+        if name not in self._variables:
+            raise NotFoundError(
+                f"look up global in {self.path.name}", name, sorted(self._variables)
+            )
+        variable = self._variables[name]
+        size = ctypes.c_size_t()
+        handle = self._sections.get(variable.section)
+        base = libbpf.lib().bpf_map__initial_value(handle, ctypes.byref(size)) if handle else None
+        if not base or variable.offset + variable.size > size.value:
+            raise BpfunitError(f"reach global {name}: section {variable.section} is not in memory")
+        return variable, base + variable.offset, self.types.storage_by_id(variable.type_id)
+
+    def _read_global(self, name: str) -> Any:
+        _, address, ctype = self._place(name)
+        return records.decode(ctype, ctypes.string_at(address, ctypes.sizeof(ctype)))
+
+    def _write_global(self, name: str, value: Any) -> None:
+        variable, address, ctype = self._place(name)
+        if self._loaded and variable.section.startswith(".rodata"):
+            raise BpfunitError(
+                f"set global {name}: it is constant (const volatile) once loaded; give it to"
+                f" load(globals={{{name!r}: …}})"
+            )
+        raw = records.encode(f"global {name}", ctype, value)
+        ctypes.memmove(address, raw, len(raw))
+
+    # -- loading
+
+    def _select(self, programs: Sequence[str]) -> None:
+        lib = libbpf.lib()
+        handles = {
+            lib.bpf_program__name(p).decode(): p
+            for p in libbpf.each("bpf_object__next_program", self._handle)
+        }
+        for name in programs:
+            if name not in handles:
+                raise NotFoundError(f"load from {self.path.name}", name, sorted(handles))
+        for name, handle in handles.items():
+            lib.bpf_program__set_autoload(handle, name in programs)
+
+    def _resize(self, max_entries: Mapping[str, int]) -> None:
+        lib = libbpf.lib()
+        handles = {
+            lib.bpf_map__name(m).decode(): m
+            for m in libbpf.each("bpf_object__next_map", self._handle)
+        }
+        for name, count in max_entries.items():
+            if name not in handles:
+                raise NotFoundError(f"resize map of {self.path.name}", name, sorted(handles))
+            lib.bpf_map__set_max_entries(handles[name], count)
+
+    def _load(self, passes: Sequence[Instrumentation]) -> None:
+        lib = libbpf.lib()
+        with libbpf.captured_log() as messages:
+            try:
+                if passes:
+                    with hook.instrumented(self._handle, passes):
+                        lib.bpf_object__load(self._handle)
+                else:
+                    lib.bpf_object__load(self._handle)
+            except SyscallError as error:
+                log = self._log[: self._log.find(b"\0")].decode(errors="replace")
+                raise load_failure(str(self.path), error.errno, log, messages) from None
+        self._loaded = True
+
+    def _collect(self, map_types: Mapping[str, Any]) -> None:
+        lib = libbpf.lib()
+        maps = self.maps._items
+        for handle in libbpf.each("bpf_object__next_map", self._handle):
+            if lib.bpf_map__is_internal(handle) or lib.bpf_map__fd(handle) < 0:
+                continue
+            name = lib.bpf_map__name(handle).decode()
+            key, value = self._map_types(handle, map_types.get(name))
+            kind = ProgArray if lib.bpf_map__type(handle) == MapType.PROG_ARRAY else Map
+            maps[name] = kind(lib.bpf_map__fd(handle), name, key, value)
+        for name in map_types:
+            self.maps[name]  # a type for a map that does not exist is a mistake
+        by_fd = {m.fd: m for m in maps.values()}
+        for handle in libbpf.each("bpf_object__next_program", self._handle):
+            if lib.bpf_program__fd(handle) < 0:
+                continue
+            program = Program(
+                lib.bpf_program__fd(handle),
+                lib.bpf_program__name(handle).decode(),
+                lib.bpf_program__expected_attach_type(handle),
+                lib.bpf_program__section_name(handle).decode(),
+                self.session,
+            )
+            self.programs._items[program.name] = program
+            self._relate(program, handle, by_fd)
+        self._observe(list(maps.values()))
+
+    def _map_types(self, handle: int, given: Any) -> tuple[Any, Any]:
+        lib = libbpf.lib()
+        ids = (lib.bpf_map__btf_key_type_id(handle), lib.bpf_map__btf_value_type_id(handle))
+        known = [self.types.storage_by_id(i) if i and self._types else None for i in ids]
+        if given is not None:
+            pair = given if isinstance(given, tuple) else (None, given)
+            if len(pair) != 2:
+                raise BpfunitError(
+                    f"load {self.path.name}: map_types takes (key type, value type), found {given!r}"
+                )
+            for n, one in enumerate(pair):
+                if one is not None:
+                    known[n] = self.types[one] if isinstance(one, str) else one
+        return known[0], known[1]
+
+    def _relate(self, program: Program, handle: int, by_fd: Mapping[int, Any]) -> None:
+        """Find which arrays a program tail-calls into, and whether it prints."""
+        lib = libbpf.lib()
+        size = lib.bpf_program__insn_cnt(handle) * asm.SLOT_SIZE
+        for insn in asm.decode(ctypes.string_at(lib.bpf_program__insns(handle), size)):
+            if insn.is_wide and insn.src == asm.PSEUDO_MAP_FD:
+                target = by_fd.get(insn.imm)
+                if isinstance(target, ProgArray) and program not in target.users:
+                    target.users.append(program)
+            elif insn.is_helper_call and insn.imm in _PRINTK_HELPERS:
+                self._prints = True
+
+    _prints = False
+
+    def _observe(self, maps: list[Any]) -> None:
+        arrays = [m for m in maps if isinstance(m, ProgArray)]
+        for array in arrays:
+            array.recorder = self.session.recorder
+            for index in range(min(array.max_entries, _LISTED_SLOTS)):
+                if raw := array.lookup(index):  # filled by the object itself (values = {…})
+                    array.contents[index] = f"program id {int.from_bytes(raw, 'little')}"
+        self.session.watch(self.maps._items)
+        if self._prints:
+            self.session.watch_printk()
+
+    # -- the end
+
+    def close(self) -> None:
+        """Unload programs and maps; their Python objects are dead then."""
+        for array in self.maps.values():
+            for spy in getattr(array, "spies", ()):
+                spy.close()
+        self.session.close()
+        self._resources.close()
+        for item in (*self.maps.values(), *self.programs.values()):
+            item.fd = -1  # the number may be someone else's by now
+        self._handle = 0
+
+    def __enter__(self) -> Object:
+        """Return self."""
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        """Close."""
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<object {self.path.name}: {len(self.programs)} programs, {len(self.maps)} maps>"
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    globals: Mapping[str, Any] | None = None,
+    map_types: Mapping[str, Any] | None = None,
+    programs: Sequence[str] | None = None,
+    max_entries: Mapping[str, int] | None = None,
+    trace_tail_calls: bool = False,
+    instrument: Sequence[Instrumentation] = (),
+    engine: str | None = None,
+) -> Object:
+    """Load a BPF object into the running kernel, with maps of its own.
+
+    Args:
+        path: the ELF file.
+        globals: values of global variables, set before the load so that ``const volatile`` ones count.
+        map_types: ``{map: (key type, value type)}`` by BTF name or ctypes type, for maps that declare
+            sizes only.
+        programs: load only these; by default all that the object marks for loading.
+        max_entries: other sizes for maps, for example 1 to have one run full.
+        trace_tail_calls: record every tail call (about 35 instructions in front of each).
+        instrument: rewriting passes such as ``faults.stub(…)``, in order; tracing and coverage come
+            after them.
+        engine: "testrun" or "connect", by default the process's choice (``--bpf-engine``).
+
+    Raises:
+        LoadError: the file cannot be opened or is no BPF object, or the kernel refused a map.
+        VerifierError: the verifier refused a program; its last lines are in the message.
+        NotFoundError: a name in the options does not exist; the message lists those that do.
+        LibbpfMissingError: libbpf.so.1 is not installed.
+    """
+    all_passes: list[Instrumentation] = list(instrument)
+    obj = Object(path)
+    obj.session.engine = engine
+    try:
+        if trace_tail_calls:
+            all_passes.append(CallTracer(obj.session.recorder()))
+        all_passes += ambient.passes()
+        if all_passes:
+            hook.install()
+        obj._open()
+        for name, value in (globals or {}).items():
+            obj._write_global(name, value)
+        if programs is not None:
+            obj._select(programs)
+        obj._resize(max_entries or {})
+        obj._load(all_passes)
+        obj._collect(map_types or {})
+    except BaseException:
+        obj.close()
+        raise
+    return obj
+
+
+Loader = Callable[..., Object]

@@ -1,0 +1,88 @@
+"""Fixtures for tests that run in a kernel, and what a failing one shows of its runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bpfunit
+from bpfunit import explain, session
+from bpfunit.net import explain_difference
+
+_DEFAULT_OBJECT = "bpf/build/hook.bpf.o"
+
+
+@pytest.fixture
+def bpf_load(request: pytest.FixtureRequest) -> Iterator[Callable[..., bpfunit.Object]]:
+    """Load objects that are closed when the test ends; arguments as of :func:`bpfunit.load`."""
+    if "no_bpf_leaks" in request.fixturenames:
+        request.getfixturevalue("no_bpf_leaks")  # so that it looks again after our objects are gone
+    with ExitStack() as stack:
+
+        def load(path: str | os.PathLike[str], **options: Any) -> bpfunit.Object:
+            return stack.enter_context(bpfunit.load(path, **options))
+
+        yield load
+
+
+@pytest.fixture(scope="session")
+def bpf_object_path(request: pytest.FixtureRequest) -> Path:
+    """Return the object under test: ``--bpf-object FILE``, else the project's own."""
+    chosen = request.config.getoption("bpf_object", None)
+    path = Path(chosen) if chosen else request.config.rootpath / _DEFAULT_OBJECT
+    if not path.is_file():
+        remedy = "say --bpf-object FILE" if chosen is None else "the file does not exist"
+        pytest.fail(f"find the object under test: no {path}; build it (make bpf), or {remedy}")
+    return path
+
+
+def _bpf_descriptors() -> dict[int, str]:
+    found = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            target = str(entry.readlink())
+        except OSError:
+            continue  # the descriptor of this very listing
+        if target.startswith(("anon_inode:bpf", "anon_inode:btf", "socket:")):
+            found[int(entry.name)] = target
+    return found
+
+
+@pytest.fixture
+def no_bpf_leaks() -> Iterator[None]:
+    """Fail the test when it leaves BPF objects or sockets open."""
+    before = _bpf_descriptors()
+    yield
+    left = {fd: what for fd, what in _bpf_descriptors().items() if before.get(fd) != what}
+    if left:
+        pytest.fail(f"descriptors left open: {left}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Forget what an earlier test did with an object that both share."""
+    for one in session.live():
+        one.forget()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Append what the objects of a failing test did to its report."""
+    report = yield
+    if report.failed and call.when == "call":
+        for one in session.live():
+            if text := explain.describe(one):
+                report.sections.append((f"BPF runs of {one.name}", text))
+    return report
+
+
+def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
+    """Spell out endpoints and addresses that are not equal."""
+    return explain_difference(left, right) if op == "==" else None

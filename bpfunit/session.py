@@ -1,0 +1,156 @@
+"""What belongs to all runs of one object: where to look after a run, and the record of past runs."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import weakref
+from collections import deque
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from ._sys.uapi import MapType
+from .logs import LogLine, RingBuffers, TraceReader
+from .maps import Map
+from .result import Result
+from .rewrite import ambient
+from .tailcalls import CallRecorder, ProgArray
+
+_KEPT = 20  # runs that a failing test's report can show
+
+_live: weakref.WeakValueDictionary[int, Session] = weakref.WeakValueDictionary()
+_serial = itertools.count()
+
+
+class Session:
+    """The observers of one object's runs; empty for a program that came as a descriptor.
+
+    Args:
+        name: the object's file name, for reports.
+        engine: the name of the engine to run with, None for the process's choice.
+    """
+
+    def __init__(self, name: str = "", engine: str | None = None) -> None:
+        self.name = name
+        self.engine = engine
+        self.maps: dict[str, Map] = {}
+        self.runs = 0
+        self.journal: deque[Result | str] = deque(maxlen=_KEPT)
+        self._storages: list[Map] = []
+        self._arrays: list[ProgArray] = []
+        self._by_fd: dict[int, ProgArray] = {}
+        self._logs: set[str] = set()
+        self._rings: RingBuffers | None = None
+        self._trace: TraceReader | None = None
+        self._recorder: CallRecorder | None = None
+        self._observer: ambient.RunObserver | None = None
+        self._events: dict[str, list[bytes]] = {}
+        self._lines: list[str] = []
+        self._resources = ExitStack()
+        _live[next(_serial)] = self
+
+    def forget(self) -> None:
+        """Empty the record of runs and of map changes."""
+        self.journal.clear()
+        self.runs = 0
+        for one in self.maps.values():
+            one.touched.clear()
+
+    def recorder(self) -> CallRecorder:
+        """Return the memory of spies and traced calls, made on first use."""
+        if self._recorder is None:
+            self._recorder = CallRecorder()
+            self._resources.callback(self._recorder.close)
+        return self._recorder
+
+    def watch(self, maps: dict[str, Map]) -> None:
+        """Look into those of an object's maps after each run that a run speaks through."""
+        self.maps = maps
+        self._storages = [m for m in maps.values() if m.type == MapType.SK_STORAGE]
+        self._arrays = [m for m in maps.values() if isinstance(m, ProgArray)]
+        self._by_fd = {array.fd: array for array in self._arrays}
+        rings = [m for m in maps.values() if m.type == MapType.RINGBUF]
+        self._logs = {ring.name for ring in rings if "log" in ring.name}
+        if rings:
+            self._rings = RingBuffers(rings)
+            self._resources.callback(self._rings.close)
+
+    def watch_printk(self) -> None:
+        """Collect ``bpf_printk`` lines after each run."""
+        self._trace = TraceReader()
+        self._resources.callback(self._trace.close)
+
+    def before(self) -> None:
+        """Forget what was said and recorded since the last run: it is not of this one."""
+        self.said()
+        self._events, self._lines = {}, []
+        if self._recorder:
+            self._recorder.discard()
+        self._observer = ambient.run_observer()
+        if self._observer:
+            self._observer.run_starts()
+
+    def said(self) -> tuple[dict[str, list[bytes]], list[str]]:
+        """Return the ring-buffer records, by map, and the printed lines since :meth:`before`."""
+        if self._rings:
+            for name, records in self._rings.drain().items():
+                self._events.setdefault(name, []).extend(records)
+        if self._trace:
+            self._lines += self._trace.drain()
+        return self._events, self._lines
+
+    def after(self, result: Result, sock: socket.socket | None) -> None:
+        """Fill a result with what can be observed, and remember it."""
+        if self._observer:
+            result.path = self._observer.run_ended()
+        if sock is not None:
+            fd = sock.fileno()
+            result.storages = {m.name: self.read_storage(m, fd) for m in self._storages}
+        if self._recorder:
+            result.attempts = self._recorder.take(self._resolve)
+        if not (self._recorder and self._recorder.traced):
+            result.blind_spots = [slot for array in self._arrays for slot in array.real_slots()]
+        result.events, result.printk = self.said()
+        result.log = self._log_lines(result.events)
+        self._events, self._lines = {}, []
+        self.remember(result)
+
+    def remember(self, what: Result | str) -> None:
+        """Add a run, or the error that refused it, to the record."""
+        self.journal.append(what)
+        self.runs += 1
+
+    @staticmethod
+    def read_storage(storage: Map, fd: int) -> Any:
+        """Return a socket's entry of an sk_storage map, None when it has none."""
+        raw = storage.lookup(fd)
+        return None if raw is None else storage.decode_value(raw)
+
+    def _resolve(self, where: str | int, index: int) -> tuple[str, str | None]:
+        if isinstance(where, int):
+            array = self._by_fd.get(where)
+        else:
+            array = next((a for a in self._arrays if a.name == where), None)
+        return (array.name, array.holds(index)) if array else (str(where), None)
+
+    def _log_lines(self, events: Mapping[str, list[bytes]]) -> list[LogLine]:
+        return [
+            LogLine.from_record(name, raw)
+            for name, records in events.items()
+            if name in self._logs
+            for raw in records
+        ]
+
+    def bulk_watches(self) -> tuple[list[Map], CallRecorder | None]:
+        """Return what a bulk call collects after each run: storages, and the recorder if there is one."""
+        return self._storages, self._recorder
+
+    def close(self) -> None:
+        """Release ring buffers, recorder and tracing instance."""
+        self._resources.close()
+
+
+def live() -> list[Session]:
+    """Return the sessions of this process that someone still holds, oldest first."""
+    return [one for _, one in sorted(_live.items())]

@@ -1,0 +1,297 @@
+"""Spies in program arrays, and the chain of tail calls that a run made.
+
+A spy is a small BPF program of ours in a slot: it records that it was entered and the context it saw,
+and returns. It needs no change to the program under test. Tracing goes further: at load time each
+``bpf_tail_call`` of the program gets a record in front and one behind, which is only reached when the
+call failed (nothing in the slot, or the kernel's bound of 33 reached).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ._sys import bpf
+from ._sys.uapi import AttachType, ProgType
+from .context import HOOKS, SOCK_ADDR_SIZE, BpfSockAddr
+from .errors import BpfunitError
+from .maps import Map
+from .rewrite import insn as i
+from .rewrite.insn import Insn
+from .rewrite.patcher import Patcher
+from .rewrite.program import ProgramCode
+from .rewrite.valuemap import ValueMap
+
+if TYPE_CHECKING:
+    from .program import Program
+
+_CAPACITY = 128  # records of one run; the kernel allows 33 tail calls, each is at most two records
+_HEADER = 8  # how many records were written, u64
+_RECORD = 8 + SOCK_ADDR_SIZE  # {u32 tag; u32 index; context}
+_MISSED = 0  # the tag of «the call before this came back»
+
+# 32-bit fields that any cgroup_sock_addr program may read (sock_addr_is_valid_access in
+# net/core/filter.c): user_family, user_port, family, type, protocol
+_COMMON_FIELDS = (0, 24, 28, 32, 36)
+
+
+@dataclass(frozen=True)
+class TailCall:
+    """One tail call of a run.
+
+    Attributes:
+        map: the program array.
+        index: the slot.
+        target: what the slot held: a program's name, "spy", or None for an empty slot.
+        ctx: the context that the target saw.
+        entered: False when the call came back: empty slot, or the kernel's bound of 33 reached.
+        traced: whether tracing saw it, rather than a spy.
+    """
+
+    map: str
+    index: int
+    target: str | None
+    ctx: BpfSockAddr
+    entered: bool = True
+    traced: bool = False
+
+
+def _readable_fields(attach_type: int) -> Sequence[int]:
+    hook = HOOKS.get(attach_type)
+    if hook is None:
+        return _COMMON_FIELDS
+    six = AttachType(attach_type).name.partition("_")[2][:5].endswith(("6", "6_"))
+    user = (8, 12, 16, 20) if six else (4,)
+    source: Sequence[int] = ()
+    if hook.has_source:
+        source = (44, 48, 52, 56) if six else (40,)
+    return (*_COMMON_FIELDS, *user, *source)
+
+
+def _append_record(fd: int, tag: int, fields: Sequence[int], *, index: bool) -> list[Insn]:
+    """Append one record, with r1 the context and r3 the index; r0, r4 and r5 are used up.
+
+    Those three are free in front of a ``bpf_tail_call``, which takes r1 to r3 and clobbers the rest.
+    """
+    fill = [
+        i.alu_imm(i.MUL, 5, _RECORD),
+        i.alu_reg(i.ADD, 4, 5),
+        i.store_imm(4, 4, _HEADER, tag),
+    ]
+    if index:
+        fill.append(i.store(4, 4, _HEADER + 4, 3))
+    for offset in fields:
+        fill += [i.load(4, 0, 1, offset), i.store(4, 4, _HEADER + 8 + offset, 0)]
+    return [
+        *i.load_map_value(4, fd, 0),
+        i.load(8, 5, 4, 0),
+        i.mov_reg(0, 5),
+        i.alu_imm(i.ADD, 0, 1),
+        i.store(8, 4, 0, 0),
+        i.branch_imm(i.JGE, 5, _CAPACITY, len(fill)),
+        *fill,
+    ]
+
+
+class CallRecorder:
+    """The memory that spies and traced calls write to, shared by all of one object."""
+
+    def __init__(self) -> None:
+        self._map = ValueMap("bpfunit_calls", _HEADER + _CAPACITY * _RECORD)
+        self._tags: list[str | int] = ["(missed)"]  # by tag: a map's name, or its descriptor
+        self.traced = False
+
+    @property
+    def fd(self) -> int:
+        """The descriptor of the map."""
+        return self._map.fd
+
+    @property
+    def memory(self) -> Any:
+        """The mapped memory: a u64 count, then the records."""
+        return self._map.memory
+
+    def tag(self, where: str | int) -> int:
+        """Return a number for records about this program array (name, or descriptor)."""
+        self._tags.append(where)
+        return len(self._tags) - 1
+
+    def take(self, resolve: Callable[[str | int, int], tuple[str, str | None]]) -> list[TailCall]:
+        """Return the calls since the last take, in order.
+
+        Args:
+            resolve: tells, of an array and an index, the array's name and what its slot holds.
+        """
+        memory = self._map.memory
+        count = int.from_bytes(memory[:_HEADER], "little")
+        if not count:
+            return []
+        calls: list[TailCall] = []
+        for n in range(min(count, _CAPACITY)):
+            start = _HEADER + n * _RECORD
+            tag, index = struct.unpack_from("=II", memory, start)
+            if tag == _MISSED:
+                last = calls.pop()
+                target = last.target
+                calls.append(TailCall(last.map, last.index, target, last.ctx, False, True))
+                continue
+            name, target = resolve(self._tags[tag], index)
+            context = BpfSockAddr.from_buffer_copy(memory[start + 8 : start + _RECORD])
+            calls.append(TailCall(name, index, target, context, True, self.traced))
+        memory[:_HEADER] = bytes(_HEADER)
+        return calls
+
+    def discard(self) -> None:
+        """Forget what was recorded."""
+        self._map.memory[:_HEADER] = bytes(_HEADER)
+
+    def close(self) -> None:
+        """Release the map."""
+        self._map.close()
+
+
+class CallTracer:
+    """An instrumentation pass that records every ``bpf_tail_call``; see the module's docstring."""
+
+    def __init__(self, recorder: CallRecorder) -> None:
+        self._recorder = recorder
+        recorder.traced = True
+        self.untraced: list[str] = []
+
+    def rewrite(self, program: ProgramCode) -> None:
+        """Put a record in front of each tail call of ``program`` and one on its way back."""
+        calls = [
+            n
+            for n, insn in enumerate(program.insns)
+            if insn.is_helper_call and insn.imm == i.HELPER_TAIL_CALL
+        ]
+        if not calls:
+            return
+        sock_addr = program.prog_type == ProgType.CGROUP_SOCK_ADDR
+        fields = _readable_fields(program.attach_type) if sock_addr else ()
+        patcher = Patcher(program.flow())
+        for n in calls:
+            tag = self._recorder.tag(_array_of(program.insns, n))
+            fd = self._recorder.fd
+            patcher.before(n, _append_record(fd, tag, fields, index=True))
+            patcher.on_fallthrough(n, _append_record(fd, _MISSED, (), index=False))
+        program.apply(patcher)
+
+    def loaded(self, unreached: Mapping[str, str]) -> None:
+        """Remember the programs whose calls cannot be seen."""
+        self.untraced = [f"{name} ({section})" for name, section in unreached.items()]
+
+
+def _array_of(insns: Sequence[Insn], call: int) -> int | str:
+    """Return the descriptor that the nearest load of r2 in front of a tail call holds."""
+    for n in range(call - 1, -1, -1):
+        insn = insns[n]
+        if insn.is_wide and insn.dst == 2 and insn.src == i.PSEUDO_MAP_FD:
+            return insn.imm
+    return "(array chosen at run time)"
+
+
+class Spy:
+    """A recording program in one slot; the slot is emptied when it is closed, or its ``with`` ends."""
+
+    def __init__(self, array: ProgArray, index: int, fd: int) -> None:
+        self.array, self.index, self.fd = array, index, fd
+        self.name = "spy"
+
+    def close(self) -> None:
+        """Empty the slot, unless something else has been put there, and drop the program."""
+        if self.fd < 0:
+            return
+        if self.array.contents.get(self.index) is self:
+            del self.array[self.index]
+        os.close(self.fd)
+        self.fd = -1
+
+    def __enter__(self) -> Spy:
+        """Return self."""
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        """Close."""
+        self.close()
+
+
+class ProgArray(Map):
+    """A program array: ``array[0] = program``, ``del array[0]``, ``array.spy(0)``.
+
+    Values are programs, spies or descriptors; reading gives what was put here, or the kernel's id of a
+    program that someone else put.
+    """
+
+    recorder: Callable[[], CallRecorder]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.contents: dict[int, Any] = {}
+        self.users: list[Program] = []  # programs of the object that refer to this array
+        self.spies: list[Spy] = []
+
+    def put(self, key: Any, value: Any, flags: int = 0) -> None:
+        """Put a program into a slot.
+
+        Raises:
+            SyscallError: EINVAL when it does not fit the programs that use the array: its type, or
+                since 6.12.57 its attach type, differs.
+        """
+        super().put(key, value, flags)
+        self.contents[int(key)] = value
+
+    def __delitem__(self, key: Any) -> None:
+        super().__delitem__(key)
+        self.contents.pop(int(key), None)
+
+    def holds(self, index: int) -> str | None:
+        """Return the name of what a slot holds, None when it is empty."""
+        held = self.contents.get(index)
+        return getattr(held, "name", str(held)) if held is not None else None
+
+    def real_slots(self) -> list[str]:
+        """Return the slots that hold something other than a spy, as text."""
+        return [
+            f"{self.name}[{n}]" for n, held in self.contents.items() if not isinstance(held, Spy)
+        ]
+
+    def spy(self, index: int, *, returns: int = 1, like: Program | None = None) -> Spy:
+        """Put a recording program into a slot and return it.
+
+        Args:
+            index: the slot.
+            returns: what the spy returns, and thereby the program that called it (1 is «proceed»).
+            like: a program whose type and attach type the spy takes; by default the first program of
+                the object that refers to the array.
+
+        Raises:
+            BpfunitError: no program refers to the array and ``like`` is not given.
+        """
+        model = like or next(iter(self.users), None)
+        if model is None:
+            raise BpfunitError(
+                f"spy on {self.name}[{index}]: no program of the object refers to the array;"
+                " say like=program"
+            )
+        recorder = self.recorder()
+        sock_addr = model.type == ProgType.CGROUP_SOCK_ADDR
+        fields = _readable_fields(model.attach_type) if sock_addr else ()
+        code = [i.mov_imm(3, index)]
+        if not recorder.traced:  # a traced call has its record already
+            code += _append_record(recorder.fd, recorder.tag(self.name), fields, index=True)
+        code += [i.mov_imm(0, returns), i.exit_()]
+        fd, log = bpf.prog_load("bpfunit_spy", model.type, model.attach_type, i.encode(code))
+        if fd < 0:
+            raise BpfunitError(f"load spy for {self.name}[{index}]: errno {-fd}\n{log}")
+        spy = Spy(self, index, fd)
+        try:
+            self[index] = spy
+        except BaseException:
+            os.close(fd)
+            raise
+        self.spies.append(spy)
+        return spy

@@ -1,0 +1,110 @@
+"""What the kernel's verifier says when it refuses a program, with the deciding lines on top."""
+
+from __future__ import annotations
+
+import errno as _errno
+import re
+
+from .errors import BpfunitError, SyscallError
+
+_STATISTICS = re.compile(
+    r"^(processed \d+ insns|verification time|stack depth|mark_precise|from \d)"
+)
+_SHOWN = 6
+
+# what the log or errno says -> what to do about it
+_REMEDIES: tuple[tuple[str, str], ...] = (
+    (
+        r"(unknown func|invalid func)",
+        "this kernel does not have the helper: guard the call with a CO-RE feature test"
+        " (bpf_core_enum_value_exists), or mark the test needs(helper=…)",
+    ),
+    (
+        r"(cannot use helper|program of this type)",
+        "the helper exists, but not for this program or attach type",
+    ),
+    (
+        r"(too many instructions|BPF program is too large|processed 1000001)",
+        "the program is too long",
+    ),
+    (
+        r"tail_calls are not allowed in non-JITed",
+        "switch the JIT on: sysctl net.core.bpf_jit_enable=1",
+    ),
+    (
+        r"(invalid bpf_context access)",
+        "the attach type cannot read or write this field of the context",
+    ),
+    (
+        r"(unreachable insn|back-edge|infinite loop)",
+        "the verifier could not bound a loop or a branch",
+    ),
+    (r"combined stack size", "the stack is limited to 512 bytes over all nested calls"),
+)
+
+
+class VerifierError(BpfunitError):
+    """The verifier refused a program.
+
+    Attributes:
+        program: its name.
+        errno: what the load returned.
+        reason: the last word of the verifier.
+        log: everything the verifier said.
+    """
+
+    def __init__(self, program: str, errno: int, log: str) -> None:
+        self.program, self.errno, self.log = program, errno, log
+        lines = [line for line in log.splitlines() if line.strip()]
+        telling = [line for line in lines if not _STATISTICS.match(line)] or lines
+        self.reason = telling[-1].strip() if telling else "(no log)"
+        name = _errno.errorcode.get(errno, str(errno))
+        parts = [f"load program {program}: {name}: {self.reason}"]
+        if remedy := _remedy(log):
+            parts.append(f"  hint: {remedy}")
+        if len(telling) > 1:
+            parts.append("  the verifier's last lines:")
+            parts += [f"    {line}" for line in telling[-_SHOWN:]]
+        parts.append(f"  ({len(lines)} lines of log in the .log attribute of this exception)")
+        super().__init__("\n".join(parts))
+
+
+class LoadError(SyscallError):
+    """An object that could not be opened or loaded, for a reason other than the verifier's.
+
+    Attributes:
+        messages: what libbpf said.
+    """
+
+    def __init__(self, operation: str, errno: int, messages: list[str], hint: str = "") -> None:
+        self.messages = messages
+        said = [m.removeprefix("libbpf: ") for m in messages]
+        super().__init__(operation, errno, "; ".join(part for part in (*said[-3:], hint) if part))
+
+
+def _remedy(log: str) -> str:
+    tail = log[-4000:]
+    return next((text for pattern, text in _REMEDIES if re.search(pattern, tail)), "")
+
+
+_FAILED = re.compile(r"prog '([^']+)': (?:BPF program load failed|-- BEGIN PROG LOAD LOG)")
+
+
+def load_failure(path: str, errno: int, log: str, messages: list[str]) -> BpfunitError:
+    """Make the exception for a failed ``bpf_object__load``.
+
+    Args:
+        path: the object.
+        errno: the positive errno of the load.
+        log: the verifier's log buffer, "" when the kernel wrote none.
+        messages: libbpf's messages.
+    """
+    failed = [match[1] for message in messages if (match := _FAILED.search(message))]
+    if failed and log.strip():
+        return VerifierError(failed[-1], errno, log)
+    hints = {
+        1: "loading BPF needs root (CAP_BPF) and is done in a guest: pytest --kernel 6.12",
+        12: "the memory limit or the guest's memory is too low",
+        524: "is the JIT off? sysctl net.core.bpf_jit_enable=1",
+    }
+    return LoadError(f"load {path}", errno, messages, hints.get(errno, ""))
