@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shutil
 import subprocess
@@ -26,6 +27,9 @@ from bpfunit.kernels._cache import (
 from bpfunit.kernels._progress import Task, megabytes
 from bpfunit.kernels.catalogue import Catalogue, Entry
 from bpfunit.kernels.errors import FetchError
+
+RECHECK_AGE_S = 60
+"""An index older than this is fetched again before it is believed that a release is gone."""
 
 # Debian's names: 5.10.0-46, 6.1.0-0.deb11.48, 6.12.90+deb12.1; not 6.1.0-47-rt or 6.1.0-47-cloud.
 _IMAGE = r"linux-image-(\d+\.\d+\.\d+[^-]*(?:-\d[\w.+~]*)?-{flavour})"
@@ -79,7 +83,7 @@ def find_release(
     for index in indexes(catalogue, entry):
         fetched = index.refresh() if max_age_s is None else index.refresh(max_age_s)
         plan = _plan(index, entry, release)
-        if plan is None and not fetched and index.refresh(max_age_s=60):
+        if plan is None and not fetched and index.refresh(RECHECK_AGE_S):
             plan = _plan(index, entry, release)
         if plan:
             return plan
@@ -219,11 +223,11 @@ def _unpack(catalogue: Catalogue, plan: Plan, directory: Path, target: Path, tas
             f"{', '.join(package.name for package in plan.packages)}, found none"
         )
     _link_headers(directory, target, plan.release)
-    for name in ("modules.order", "modules.builtin"):
+    for name in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
         # depmod warns without them; empty ones cost the order of aliases and `modprobe BUILTIN`.
         (directory / modules / name).touch()
     task.step(label, 0.95)
-    _check(["depmod", "-b", str(directory), plan.release], f"index modules of {plan.release}")
+    _index_modules(directory, plan.release)
 
 
 def extract(package: Path, directory: Path, excluded: Sequence[str]) -> None:
@@ -286,8 +290,11 @@ def _link_headers(directory: Path, target: Path, release: str) -> None:
         makefile.write_text(here + text, encoding="utf-8")
 
 
-def _check(command: list[str], operation: str) -> None:
-    environment_path = "/usr/sbin:/sbin:/usr/bin:/bin"
-    result = subprocess.run(command, capture_output=True, text=True, env={"PATH": environment_path})
-    if result.returncode != 0 or result.stderr.strip():
-        raise FetchError(f"{operation}: {' '.join(command)}: {result.stderr.strip()}")
+def _index_modules(directory: Path, release: str) -> None:
+    command = ["depmod", "-b", str(directory), release]
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    result = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PATH": path}
+    )
+    if result.returncode != 0 or "ERROR" in result.stderr:
+        raise FetchError(f"index modules of {release}: {result.stderr.strip()}")

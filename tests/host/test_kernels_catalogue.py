@@ -1,0 +1,96 @@
+"""The kernel catalogue: what the real one says, and what a wrong one is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from kernels_archive import catalogue_text
+
+from bpfunit.kernels import CatalogueError, load_catalogue
+
+pytestmark = pytest.mark.host
+
+WITH_MODULE = ["5.10", "6.1", "6.12", "7.2", "7.3"]
+GOOD = catalogue_text(Path("/keyring"), "6.12.5-amd64 6.12.5-1 headers", "6.16.3-amd64 6.16.3-1")
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_catalogue(text: str) -> Path:
+        path = tmp_path / "kernels.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write_catalogue
+
+
+def test_the_catalogue_that_ships_has_the_series_with_headers():
+    catalogue = load_catalogue()
+    assert [entry.series for entry in catalogue.entries if entry.headers] == WITH_MODULE
+    assert all(entry.root for entry in catalogue.entries if entry.headers)
+
+
+def test_the_catalogue_that_ships_is_sorted_and_says_why_it_refuses():
+    catalogue = load_catalogue()
+    numbers = [tuple(map(int, entry.series.split("."))) for entry in catalogue.entries]
+    assert numbers == sorted(numbers)
+    assert {"6.16", "6.17", "6.18", "6.19", "7.0", "7.1"} <= {e.series for e in catalogue.entries}
+    refused = [entry for entry in catalogue.entries if entry.refused]
+    assert refused == [entry for entry in catalogue.entries if entry not in catalogue.usable]
+    assert all(len(entry.refused) > 20 for entry in refused)
+
+
+@pytest.mark.parametrize("spec", ["6.12", "6.12.5-amd64", "6.12.5"])
+def test_a_kernel_answers_to_series_release_and_version(write, spec):
+    entry = load_catalogue(write(GOOD)).find(spec)
+    assert entry is not None
+    assert entry.release == "6.12.5-amd64"
+
+
+@pytest.mark.parametrize("spec", ["6.1", "6.12.", "6.12.6", "6", ""])
+def test_a_kernel_does_not_answer_to_other_names(write, spec):
+    assert load_catalogue(write(GOOD)).find(spec) is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[archive]", "[archive", "not valid TOML"),
+        ('series = "6.12"', 'series = "6"', r"kernel number 1: series: expected a string like"),
+        ('series = "6.12"\n', "", "kernel number 1: series: expected a string, found nothing"),
+        ('series = "6.16"', 'series = "6.12"', "expected a release of the series 6.12"),
+        ('release = "6.12.5-amd64"', "release = 6", "kernel 6.12: release: expected a string"),
+        ('suites = ["test"]\nheaders', 'suites = ["sid"]\nheaders', r"some of \['test'\]"),
+        ('suites = ["test"]\nheaders', 'suites = ["test", 1]\nheaders', "a list of strings"),
+        ("headers = true", 'headers = "yes"', "headers: expected true or false, found 'yes'"),
+        ('root = "small"', 'root = "big"', r"root: expected one of \['small'\], found 'big'"),
+        ('version = "6.12.5-1"', 'versoin = "6.12.5-1"', "kernel 6.12: versoin: expected one of"),
+        ('drop = ["sound"]', "drop = 1", "archive: drop: expected a list of strings, found 1"),
+        ("[[kernel]]", "[kernel]", r"kernel: expected an array of tables|not valid TOML"),
+    ],
+)
+def test_a_wrong_catalogue_is_told_where_and_what(write, old, new, message):
+    assert old in GOOD
+    path = write(GOOD.replace(old, new, 1))
+    with pytest.raises(CatalogueError, match=message) as error:
+        load_catalogue(path)
+    assert str(error.value).startswith(f"read kernel catalogue: {path}: ")
+
+
+def test_a_series_that_is_there_twice_is_refused(write):
+    twice = GOOD + GOOD[GOOD.index("[[kernel]]") : GOOD.rindex("# a comment")]
+    with pytest.raises(CatalogueError, match=r"series '6\.12' is there twice"):
+        load_catalogue(write(twice))
+
+
+def test_a_catalogue_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(CatalogueError, match=r"gone\.toml: No such file"):
+        load_catalogue(tmp_path / "gone.toml")
+
+
+def test_a_changed_catalogue_is_read_again(write):
+    path = write(GOOD)
+    assert load_catalogue(path).find("6.16") is not None
+    write(GOOD.replace("6.16", "6.17"))
+    assert load_catalogue(path).find("6.16") is None
