@@ -1,0 +1,61 @@
+"""The run as one HTML file that needs neither a network nor another file."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import jinja2
+
+from bpfunit.report._model import Run
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def _duration(seconds: float) -> str:
+    """Return a time as people read it: ``12 ms``, ``3.4 s``, ``2 min 5 s``."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s"
+
+
+def render_html(run: Run) -> str:
+    """Return the report of a run as an HTML document.
+
+    Args:
+        run: what to show; its links are taken as they are.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["duration"] = _duration
+    rows = run.rows()
+    template = environment.get_template("run.html.j2")
+    return template.render(
+        run=run,
+        rows=rows,
+        bad=[row for row in rows if row.worst.is_bad],
+        differing=[row for row in rows if row.differs],
+        files=[(file, list(group)) for file, group in itertools.groupby(rows, lambda r: r.file)],
+    )
+
+
+def write_html(run: Run, path: Path) -> None:
+    """Write the report of a run to a file; its directory is made when it is not there.
+
+    Args:
+        run: what to show.
+        path: the file, replaced when it exists.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render_html(run), encoding="utf-8")
