@@ -22,7 +22,7 @@ class BlockCounts:
     def __init__(self, model: Model, counts: Sequence[int]) -> None:
         self._model = model
         self._counts = counts
-        self._numbers = model.probe_numbers()
+        self._numbers = model.probe_numbers
         self._incoming: list[list[tuple[int, Kind]]] = [[] for _ in model.blocks]
         for number, block in enumerate(model.blocks):
             if block.fall >= 0:

@@ -6,8 +6,10 @@ dictionaries, and is all that the reports need beside the probes' counts.
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from bpfunit.coverage.probes import Kind, Mode, Probe
@@ -77,8 +79,9 @@ class Model:
     spills: int = 0
     sizes: tuple[int, int] = (0, 0)
 
+    @cached_property
     def probe_numbers(self) -> dict[Probe, int]:
-        """Return the number of each probe."""
+        """The number of each probe."""
         return {probe: number for number, probe in enumerate(self.probes)}
 
     def to_plain(self) -> dict[str, Any]:
@@ -142,7 +145,8 @@ class _Lines:
     """Source locations by instruction, from line_info.
 
     Records of line 0 (code that the compiler could not attribute) take the location of the record
-    before them in the same function, or of the one behind.
+    before them in the same function, or of the one behind. A program without line info becomes a
+    file of its own, whose lines are instructions.
     """
 
     def __init__(self, code: ProgramCode, flow: Flow) -> None:
@@ -153,11 +157,14 @@ class _Lines:
         for record, end in zip(code.line_info, bounds, strict=False):
             if not record.line:
                 continue
-            file = strings.setdefault(record.file_off, code.string_at(record.file_off))
+            file = strings.setdefault(record.file_off, _normal(code.string_at(record.file_off)))
             at = Location(file, record.line, record.column)
             self.texts.setdefault((file, record.line), code.string_at(record.line_off))
             for index in range(record.insn_off, end):
                 self._of[index] = at
+        if not code.line_info:
+            file = f"<{code.name}: no line info>"
+            self._of = [Location(file, index + 1, 1) for index in range(len(code.insns))]
         for start in flow.functions:
             self._fill(range(start, flow.function_end(start)))
 
@@ -172,6 +179,11 @@ class _Lines:
 
     def between(self, start: int, end: int) -> tuple[Location, ...]:
         return tuple(dict.fromkeys(at for at in self._of[start:end] if at))
+
+
+def _normal(path: str) -> str:
+    """Return the path without ``./`` and ``..``, as reports compare and show it."""
+    return posixpath.normpath(path)
 
 
 def describe(code: ProgramCode, flow: Flow) -> dict[str, Any]:

@@ -1,0 +1,159 @@
+"""Which reports were asked for, and writing them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from bpfunit.coverage import exchange, term
+from bpfunit.coverage.data import CoverageData
+from bpfunit.coverage.exclusions import apply_exclusions, read_exclusions
+from bpfunit.coverage.html import write_html
+from bpfunit.coverage.sites import SourceFile, merge_sources
+from bpfunit.coverage.summary import grand_total
+from bpfunit.errors import BpfunitError
+
+KINDS = ("term", "term-missing", "html", "xml", "lcov", "json")
+_DESTINATIONS = {
+    "html": "htmlcov-bpf",
+    "xml": "coverage-bpf.xml",
+    "lcov": "coverage-bpf.info",
+    "json": "coverage-bpf.json",
+}
+
+
+class ReportError(BpfunitError):
+    """A report that cannot be made."""
+
+
+@dataclass(frozen=True)
+class ReportRequest:
+    """One report: its type, and the file or directory it goes to ("" for the terminal)."""
+
+    kind: str
+    destination: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> ReportRequest:
+        """Read ``TYPE`` or ``TYPE:DEST``; an empty text is no report.
+
+        Raises:
+            ReportError: no such type, or a terminal report with a destination.
+        """
+        kind, _, destination = text.partition(":")
+        if text and (kind not in KINDS or (destination and kind not in _DESTINATIONS)):
+            files = ", ".join(f"{kind}[:DEST]" for kind in _DESTINATIONS)
+            raise ReportError(f"expected term, term-missing, {files} or nothing; found {text!r}")
+        return cls(kind, destination or _DESTINATIONS.get(kind, ""))
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What to report.
+
+    Attributes:
+        root: where relative source paths start.
+        sources: report only files whose path starts or ends with one of these; all if empty.
+        requests: the reports.
+        exclusions: the exclusions file, None if there is none.
+        fail_under: the least percentage that is no failure, None for any.
+    """
+
+    root: Path
+    sources: list[str]
+    requests: list[ReportRequest]
+    exclusions: Path | None = None
+    fail_under: float | None = None
+
+
+class Reports:
+    """All reports of one session's data."""
+
+    def __init__(self, data: CoverageData, options: ReportOptions) -> None:
+        self._data = data
+        self._options = options
+        self._complaints: list[str] = []
+
+    @cached_property
+    def files(self) -> Mapping[str, SourceFile]:
+        """The source files to report, merged, exclusions applied."""
+        files = merge_sources(self._data)
+        if self._options.exclusions is not None:
+            path = self._options.exclusions
+            self._complaints = apply_exclusions(files, read_exclusions(path), path.name)
+        return {path: file for path, file in files.items() if self._wanted(path)}
+
+    def _wanted(self, path: str) -> bool:
+        sources = [os.path.normpath(source) for source in self._options.sources]
+        return not sources or any(path.startswith(s) or path.endswith(s) for s in sources)
+
+    def title(self) -> str:
+        """Return the heading, with the kernels."""
+        kernels = ", ".join(self._data.kernels)
+        return f"BPF coverage: {kernels}" if kernels else "BPF coverage"
+
+    def lines(self) -> list[str]:
+        """Return what goes to the terminal."""
+        if not self.files:
+            return [self._nothing()]
+        kinds = {request.kind for request in self._options.requests}
+        shown: list[str] = []
+        if kinds & {"term", "term-missing"}:
+            missing = "term-missing" in kinds
+            shown += term.table(self.files, missing=missing)
+            notes = list(term.notes(self._data, self.files))
+            if notes and missing:
+                shown += ["", *notes]
+            elif notes:
+                shown.append(
+                    f"{len(notes)} notes on kernels and unreachable branches: term-missing"
+                )
+        for request in self._options.requests:
+            if request.destination:
+                shown.append(f"Coverage {request.kind.upper()} written to {request.destination}")
+        return shown
+
+    def _nothing(self) -> str:
+        refused = [
+            f"{name} on {kernel}: {why}" for (kernel, name), why in self._data.refused.items()
+        ]
+        if refused:
+            return f"nothing recorded; not instrumentable: {'; '.join(refused)}"
+        if self._data.programs:
+            return f"no source file matches {', '.join(self._options.sources)}"
+        return "nothing recorded: no test loaded a BPF program (did they run in a guest: --kernel?)"
+
+    def failures(self) -> list[str]:
+        """Return what makes the session fail."""
+        percent = grand_total(self.files.values()).percent if self.files else 0.0
+        failures = list(self._complaints)
+        least = self._options.fail_under
+        if least is not None and percent < least:
+            failures.append(
+                f"required BPF coverage of {least:g}% not reached, total is {percent:.2f}%"
+            )
+        return failures
+
+    def write_files(self) -> None:
+        """Write every report that goes to a file."""
+        for request in self._options.requests:
+            target = Path(request.destination)
+            if request.kind == "html":
+                write_html(self._data, self.files, self._options.root, target)
+            elif request.kind == "lcov":
+                _write(target, exchange.lcov(self.files))
+            elif request.kind == "xml":
+                root = str(self._options.root)
+                _write(target, exchange.cobertura(self.files, root, int(time.time())))
+            elif request.kind == "json":
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self._data.save(target)
+
+
+def _write(target: Path, text: str) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(text)
