@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bpfunit.rewrite import Patcher, ProgramCode
+from bpfunit.rewrite import insn as asm
 from tests.hook import families
 from tests.hook.families import Family
 from tests.hook.mesh import MAP_TYPES, Mesh
@@ -23,10 +25,41 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.guest)
 
 
+class Padding:
+    """Adds instructions that do nothing at the entry of every program: a regression to find."""
+
+    def __init__(self, instructions: int) -> None:
+        self._snippet = [asm.mov_imm(0, 0)] * instructions  # r0 holds nothing yet
+
+    def rewrite(self, program: ProgramCode) -> None:
+        """Add the instructions."""
+        patcher = Patcher(program.flow())
+        patcher.on_entry(0, self._snippet)
+        program.apply(patcher)
+
+    def loaded(self, unreached: Mapping[str, str]) -> None:
+        """Refuse to measure a program that went without."""
+        if unreached:
+            raise LookupError(f"pad programs: not reached: {', '.join(unreached)}")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that makes the hook slower on purpose."""
+    parser.getgroup("bpfunit").addoption(
+        "--pad-hook",
+        type=int,
+        default=0,
+        metavar="N",
+        help="add N instructions to the hook, to see that the benchmarks notice",
+    )
+
+
 @pytest.fixture
-def hook(bpf_load: Any, bpf_object_path: Any) -> Any:
+def hook(request: pytest.FixtureRequest, bpf_load: Any, bpf_object_path: Any) -> Any:
     """The hook under test with its log as in production: from information on."""
-    return bpf_load(bpf_object_path, map_types=MAP_TYPES)
+    padding = request.config.getoption("pad_hook")
+    passes = [Padding(padding)] if padding else []
+    return bpf_load(bpf_object_path, map_types=MAP_TYPES, instrument=passes)
 
 
 @pytest.fixture(params=families.ALL, ids=str)

@@ -90,7 +90,7 @@ class TestOverhead:
         bpf_benchmark.record([yardstick.libbpf])
 
     def test_single_run_api(self, report: Any, unmanaged_mesh: Mesh):
-        program, sock = unmanaged_mesh.program, unmanaged_mesh.socket()
+        program, sock = unmanaged_mesh.program, unmanaged_mesh.new_socket()
 
         def work() -> None:
             for _ in range(100):
@@ -99,7 +99,7 @@ class TestOverhead:
         report(per_run(work, 100))
 
     def test_bulk_api(self, report: Any, unmanaged_mesh: Mesh):
-        program, sock = unmanaged_mesh.program, unmanaged_mesh.socket()
+        program, sock = unmanaged_mesh.program, unmanaged_mesh.new_socket()
         contexts = [program.craft(DESTINATION) for _ in range(RUNS)]
 
         report(per_run(lambda: program.run_many(contexts, socks=sock), RUNS))

@@ -94,7 +94,7 @@ def measure(bpf_benchmark: Any, mesh: Mesh, empty: Any, dialled: Dialled, **opti
     """Measure one connection of the mesh, again and again on one socket."""
     address, number = dialled
     program = options.pop("program", mesh.program)
-    sock = mesh.socket(options.pop("type", socket.SOCK_STREAM))
+    sock = mesh.new_socket(options.pop("type", socket.SOCK_STREAM))
     return bpf_benchmark(
         program, floor=empty(program), dst=(mesh.family.seen(address), number), sock=sock
     )
@@ -149,12 +149,12 @@ class TestStorage:
         address, number = random_endpoint(mesh)
         where = (mesh.family.seen(address), number)
         bpf_benchmark.record(
-            [mesh.program.run(dst=where, sock=mesh.socket()).duration_ns for _ in range(30)]
+            [mesh.program.run(dst=where, sock=mesh.new_socket()).duration_ns for _ in range(30)]
         )
 
     def test_repeated_connect(self, bpf_benchmark, mesh: Mesh):
         address, number = random_endpoint(mesh)
-        where, sock = (mesh.family.seen(address), number), mesh.socket()
+        where, sock = (mesh.family.seen(address), number), mesh.new_socket()
         mesh.program.run(dst=where, sock=sock)
         bpf_benchmark.record(
             [mesh.program.run(dst=where, sock=sock).duration_ns for _ in range(30)]

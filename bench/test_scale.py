@@ -47,7 +47,7 @@ def test_cost_over_the_number_of_entries(
     )
 
     run = bpf_benchmark(
-        mesh.program, floor=empty(mesh.program), dst=(mesh.family.vip, 80), sock=mesh.socket()
+        mesh.program, floor=empty(mesh.program), dst=(mesh.family.vip, 80), sock=mesh.new_socket()
     )
 
     assert run.dst == (mesh.family.pod, 8080)
