@@ -333,8 +333,8 @@ class Map(MutableMapping[Any, Any]):
                 return self._snapshot_singly()
             if result < 0 and -result != _ENOENT:
                 raise self._error("read map", -result)
-            all_keys += keys.raw[: attr.count * self.key_size]
-            all_values += values.raw[: attr.count * size]
+            all_keys += ctypes.string_at(keys, attr.count * self.key_size)
+            all_values += ctypes.string_at(values, attr.count * size)
             if result < 0:
                 return bytes(all_keys), bytes(all_values)
             attr.in_batch = ctypes.addressof(position)

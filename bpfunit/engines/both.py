@@ -34,9 +34,9 @@ class BothEngine:
     """Runs on the real call first and on the test run second, and fails on any difference.
 
     Maps and the socket's storage are put back in between, so both start from the same state, and
-    what the test sees afterwards is the state and the result of the test run alone. Differences that
-    either engine shows also against itself are the program's own chance (a clock, random numbers)
-    and are not counted; everything else is.
+    what the test sees afterwards is the state and the result of the test run alone. Differences
+    that either engine shows also against itself are the program's own chance (a clock, random
+    numbers) and are not counted; everything else is.
     """
 
     name = "both"
@@ -63,10 +63,10 @@ class BothEngine:
                     f" {error}"
                 ) from None
             if unequal := _unequal(real, crafted):
-                if left := comparison.beyond_chance(unequal):
+                left, crafted = comparison.beyond_chance(unequal, (real, crafted))
+                if left:
                     head = f"run {program.name}: the engines connect and testrun differ"
                     raise EnginesDisagreeError("\n  ".join([head, *left]))
-                crafted = comparison.observe(get("testrun"))
             return crafted.outcome
 
 
@@ -75,12 +75,12 @@ class _Comparison:
 
     def __init__(self, program: Program, request: Request, state: ProgramState) -> None:
         self._program, self._request, self._state = program, request, state
-        self._start = state.take(request.sock)
+        self._start = self._now = state.take(request.sock)
 
     def observe(self, engine: Engine) -> Observed:
         """Run on one engine from the starting state."""
         session, request = self._program.session, self._request
-        self._state.restore(self._start, request.sock)
+        self.rewind()
         session.before()
         with ExitStack() as stack:
             if request.fresh and request.sock is not None and engine.name == "connect":
@@ -88,10 +88,23 @@ class _Comparison:
                 sibling = _sibling(request.sock)
                 stack.enter_context(sibling)
                 request = request._replace(sock=sibling)
-            outcome = engine.run(self._program, request)
-            state = self._state.take(request.sock)
+            try:
+                outcome = engine.run(self._program, request)
+            except BpfunitError:
+                # the program may have run, on another context than the one wanted
+                self._now = self._state.take(self._request.sock)
+                raise
+            seen = self._state.take(request.sock)
+        # of a sibling's storage nothing is left to put back
+        own = request.sock is self._request.sock
+        self._now = seen if own else {place: v for place, v in seen.items() if place[1]}
         events, lines = session.said()
-        return Observed(outcome, _facts(outcome, state, events, lines))
+        return Observed(outcome, _facts(outcome, seen, events, lines))
+
+    def rewind(self) -> None:
+        """Put the starting state back."""
+        self._state.restore(self._now, self._start, self._request.sock)
+        self._now = self._start
 
     def without_real_call(self, reason: NotApplicableError) -> RawOutcome:
         """Raise what the test run raises, else why the real call cannot be made."""
@@ -99,20 +112,36 @@ class _Comparison:
             self.observe(get("testrun"))
         except SyscallError as error:
             raise error from reason
-        self._state.restore(self._start, self._request.sock)
+        self.rewind()
         raise reason
 
-    def beyond_chance(self, unequal: Mapping[str, str]) -> list[str]:
-        """Return those differences that the program does not show against itself on one engine."""
-        masks: dict[str, set[int]] = {}
-        seen: list[Observed] = []
+    def beyond_chance(
+        self, unequal: Mapping[str, str], pair: tuple[Observed, Observed]
+    ) -> tuple[list[str], Observed]:
+        """Find those differences that the program does not show against itself on one engine.
+
+        Args:
+            unequal: the differences, a sentence each.
+            pair: the runs that differ, by real call and by test run.
+
+        Returns:
+            The sentences that stay, and the last test run, whose state is the one there is now.
+        """
+        left, varying = dict(unequal), {name: set[int]() for name in unequal}
+        again = pair
         for _ in range(_RETRIES):
-            pair = [self.observe(get(name)) for name in ("connect", "testrun")]
-            for first, again in zip(seen[:2], pair, strict=False):
-                for name in unequal:
-                    masks.setdefault(name, set()).update(_differing(first, again, name))
-            seen += pair
-        return [text for name, text in unequal.items() if not _explained(name, masks, seen)]
+            again = (self.observe(get("connect")), self.observe(get("testrun")))
+            for one, other in zip(pair, again, strict=True):
+                for name, places in varying.items():
+                    places |= _differing(one, other, name)
+            left = {
+                name: text
+                for name, text in left.items()
+                if -1 not in varying[name] and not _differing(*pair, name) <= varying[name]
+            }
+            if not left:
+                break
+        return list(left.values()), again[1]
 
 
 def _sibling(sock: socket.socket) -> socket.socket:
@@ -167,14 +196,6 @@ def _differing(one: Observed, other: Observed, name: str) -> set[int]:
     if a is None or b is None or len(a) != len(b):
         return set() if a == b else {-1}
     return {n for n in range(len(a)) if a[n] != b[n]}
-
-
-def _explained(name: str, masks: Mapping[str, set[int]], seen: list[Observed]) -> bool:
-    """Whether the engines agree on a fact but for the bytes that vary on one engine alone."""
-    mask = masks.get(name, set())
-    if -1 in mask:
-        return True
-    return _differing(seen[0], seen[1], name) <= mask
 
 
 register("both", BothEngine)

@@ -84,9 +84,14 @@ class ProgramState:
                 state[f"{one.name}#{map_id}", b""] = value
         return state
 
-    def restore(self, wanted: State, sock: socket.socket | None) -> None:
-        """Write back what differs from ``wanted``; what does not is not touched."""
-        found = self.take(sock)
+    def restore(self, found: State, wanted: State, sock: socket.socket | None) -> None:
+        """Write back what differs from ``wanted``; what does not is not touched.
+
+        Args:
+            found: the state as it is, which the last :meth:`take` told.
+            wanted: the state as it is to be.
+            sock: the socket that both were taken with.
+        """
         maps = {f"{m.name}#{n}": m for n, m in (self._plain | self._storages).items()}
         for place in found.keys() | wanted.keys():
             if found.get(place) == wanted.get(place):

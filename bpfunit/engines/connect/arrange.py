@@ -88,16 +88,12 @@ def _raw_socket(family: int) -> socket.socket:
     return raw
 
 
-def queue_datagram(crafted: Crafted, sock: socket.socket, bind: bool) -> None:
+def queue_datagram(crafted: Crafted, sock: socket.socket) -> None:
     """Let a datagram from the crafted address wait in the socket's queue.
 
     It goes out by the loopback interface, which keeps the route that the sender chose, so that no
-    check on the way in asks whether the source is plausible.
-
-    Args:
-        crafted: the context whose address is the sender.
-        sock: the receiver.
-        bind: whether the socket is ours, to be bound where it is not yet.
+    check on the way in asks whether the source is plausible. A socket without a port gets one, as
+    it would with the first datagram that it sends.
 
     Raises:
         NotApplicableError: no such datagram can reach this socket.
@@ -106,11 +102,9 @@ def queue_datagram(crafted: Crafted, sock: socket.socket, bind: bool) -> None:
         raise crafted.refuse("only a UDP socket can be sent a datagram from any source")
     if select.select([sock], [], [], 0)[0]:
         raise crafted.refuse("another datagram already waits in the socket's queue")
-    if bind and sock.getsockname()[1] == 0:
+    if sock.getsockname()[1] == 0:
         sockets.bind(sock.fileno(), struct.pack("=H26x", sock.family))
     local, port = sock.getsockname()[:2]
-    if port == 0:
-        raise crafted.refuse("the socket is not bound, so nothing can be sent to it; bind it first")
     source, target = crafted.address, socket.inet_pton(sock.family, local.partition("%")[0])
     if source.startswith(_MAPPED) and len(source) == 16:
         # an IPv4 datagram on a dual-stack socket reads as a v4-mapped address

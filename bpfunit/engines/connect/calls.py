@@ -81,7 +81,7 @@ def _sendmsg(case: Case) -> int:
 
 @contextmanager
 def _datagram_waiting(case: Case) -> Iterator[None]:
-    arrange.queue_datagram(case.crafted, case.sock, case.ours)
+    arrange.queue_datagram(case.crafted, case.sock)
     yield
 
 
