@@ -19,7 +19,7 @@ from bpfunit.kernels._toolchain import Toolchain, choose
 from bpfunit.kernels.errors import ModuleBuildError
 from bpfunit.kernels.kernel import Kernel
 
-RECIPE = "1"
+RECIPE = "2"
 """Changed when the way of building changes, so that no module of the old way is used."""
 
 BUILD_TIMEOUT_S = 600
@@ -137,8 +137,9 @@ def _trees(kernel: Kernel, work: Path) -> list[Path]:
 
 def _make(kernel: Kernel, toolchain: Toolchain, work: Path) -> list[str]:
     command = ["make", "-C", str(kernel.headers), f"M={work}"]
-    # No BTF of the module's own: nobody reads it, and writing it takes pahole.
-    command.append("CONFIG_DEBUG_INFO_BTF_MODULES=")
+    # No BTF of the module's own: nobody reads it, and writing it takes pahole. Since 7.2 kbuild
+    # warns when pahole is another than the kernel's, although it is not run.
+    command += ["CONFIG_DEBUG_INFO_BTF_MODULES=", "PAHOLE_VERSION=$(CONFIG_PAHOLE_VERSION)"]
     if toolchain.compiler:
         command.append(f"CC={toolchain.compiler}")
     return [*command, "modules"]
@@ -155,7 +156,7 @@ def _run(command: list[str], log: Path, title: str) -> int:
         **({"V": "1"} if verbose else {}),
     }
     with log.open("w", encoding="utf-8", errors="replace") as file:
-        file.write(f"# {title}: {' '.join(command[-6:])}\n")
+        file.write(f"# {title}: {' '.join(command[-7:])}\n")
         file.flush()
         process = subprocess.Popen(
             command,
