@@ -36,6 +36,7 @@ setup-test:
 
 bpf: setup ## build the programs under test
 	$(Q)$(MAKE) $(if $(V),,--no-print-directory -s) -C bpf
+	$(Q)$(BIN)/python -m tests.objects >/dev/null
 
 kmod: setup ## build the kernel module for KERNELS
 	$(Q)PATH="$(BIN):$$PATH" $(BIN)/python -m bpfunit.kernels build $(KERNELS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import socket
+from functools import lru_cache
 from typing import NamedTuple
 
 from ._sys.uapi import AttachType
@@ -123,6 +124,19 @@ def craft(
     Raises:
         ContextError: an address of the wrong family, or a source where the hook has none.
     """
+    if isinstance(dst, str) and (src is None or isinstance(src, str)):
+        return BpfSockAddr.from_buffer_copy(_crafted_bytes(hook, dst, src, family, type, proto))
+    return _craft(hook, dst, src, family, type, proto)
+
+
+def _craft(
+    hook: Hook,
+    dst: EndpointLike | None,
+    src: EndpointLike | str | None,
+    family: int | None,
+    type: int | None,
+    proto: int | None,
+) -> BpfSockAddr:
     if type is None:
         type = socket.SOCK_DGRAM if hook.datagram else socket.SOCK_STREAM
     if proto is None:
@@ -147,6 +161,14 @@ def craft(
         source = Endpoint(src, 0) if text else Endpoint.parse(src)  # type: ignore[arg-type]
         _set_address(context, hook, "msg_src_ip", source)
     return context
+
+
+@lru_cache(maxsize=4096)
+def _crafted_bytes(
+    hook: Hook, dst: str, src: str | None, family: int | None, type: int | None, proto: int | None
+) -> bytes:
+    """Craft a context once for all runs with the same arguments: parsing costs more than a run."""
+    return bytes(_craft(hook, dst, src, family, type, proto))
 
 
 def _set_address(context: BpfSockAddr, hook: Hook, field: str, endpoint: Endpoint) -> None:

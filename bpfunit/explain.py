@@ -78,11 +78,11 @@ def _run(result: Result) -> Iterator[str]:
         yield f"    context out: {result.ctx!r} ({verdict})"
     for name, value in (result.storages or {}).items():
         yield f"    storage {name}: {value!r}"
-    for call in (result.attempts or [])[:_CHAIN]:
+    for call in (result.all_calls)[:_CHAIN]:
         came = f"entered {call.target}" if call.entered else "came back: empty slot or 33 calls"
         yield f"    tail call {call.map}[{call.index}] with {call.ctx.user}: {came}"
-    if len(result.attempts or ()) > _CHAIN:
-        yield f"    … {len(result.attempts or ())} tail calls in all"
+    if len(result.all_calls) > _CHAIN:
+        yield f"    … {len(result.all_calls)} tail calls in all"
     for line in result.log:
         yield f"    log {line.map} ({line.ret}): {line}"
     for text in result.printk:

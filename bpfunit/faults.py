@@ -28,6 +28,7 @@ from bpfunit.rewrite.stubs import (
     HelperStub,
     SequenceStub,
 )
+from bpfunit.tailcalls import ProgArray
 
 if TYPE_CHECKING:
     from bpfunit.maps import Map
@@ -252,9 +253,11 @@ def missing_target(array: Map, index: int) -> Iterator[None]:
         return
     operation = f"open the program in {array.name}[{index}]"
     fd = bpf.fd_by_id(operation, Cmd.PROG_GET_FD_BY_ID, program_id)
+    # the very object that was there, where it is known: a result tells a spy from a real program
+    held = array.contents.get(index, fd) if isinstance(array, ProgArray) else fd
     try:
         del array[index]
         yield
     finally:
-        array[index] = fd
+        array[index] = held
         os.close(fd)

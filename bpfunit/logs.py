@@ -14,7 +14,8 @@ from .maps import Map
 
 _TRACEFS = Path("/sys/kernel/tracing")
 # "   task-123   [000] d..31  12.345678: bpf_trace_printk: text" (Documentation/trace/ftrace.rst)
-_TRACE_LINE = re.compile(r"^.*?: bpf_trace_printk: (.*)$")
+# the command may hold anything, so the process id is the last number in front of the CPU
+_TRACE_LINE = re.compile(r"^.*-(\d+)\s+\[\d+\].*?: bpf_trace_printk: (.*)$")
 
 
 class LogLine(str):
@@ -114,7 +115,16 @@ class TraceReader:
             while chunk := os.read(self._pipe, 1 << 16):
                 chunks.append(chunk)
         lines = b"".join(chunks).decode(errors="replace").splitlines()
-        return [match[1] for line in lines if (match := _TRACE_LINE.match(line))]
+        if not lines:
+            return []
+        threads = self._threads()
+        found = (_TRACE_LINE.match(line) for line in lines)
+        return [match[2] for match in found if match and int(match[1]) in threads]
+
+    @staticmethod
+    def _threads() -> set[int]:
+        # a test run happens in the thread that asked for it, whatever else prints on the machine
+        return {int(entry) for entry in os.listdir("/proc/self/task")}  # noqa: PTH208 (hot path)
 
     def close(self) -> None:
         """Remove the instance."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from .context import BpfSockAddr
@@ -52,7 +54,8 @@ class Result:
     events: dict[str, list[bytes]] = field(default_factory=dict)
     printk: list[str] = field(default_factory=list)
     path: Any = None
-    attempts: list[TailCall] | None = None
+    calls: Callable[[], list[TailCall]] = list
+    traced: bool = False
     blind_spots: list[str] = field(default_factory=list)
     storages: dict[str, Any] | None = None
 
@@ -126,7 +129,7 @@ class Result:
                 f"list tail calls of {self.program}: {', '.join(self.blind_spots)} held a real"
                 " program; load with trace_tail_calls=True to see it entered"
             )
-        return [call for call in self.attempts or [] if call.entered]
+        return [call for call in self.all_calls if call.entered]
 
     @property
     def tail_call_attempts(self) -> list[TailCall]:
@@ -135,8 +138,13 @@ class Result:
         Raises:
             BpfunitError: the object was not loaded with ``trace_tail_calls=True``.
         """
-        if self.attempts is None or (self.attempts and not self.attempts[0].traced):
+        if not self.traced:
             raise BpfunitError(
                 f"list tail-call attempts of {self.program}: load with trace_tail_calls=True"
             )
-        return self.attempts
+        return self.all_calls
+
+    @cached_property
+    def all_calls(self) -> list[TailCall]:
+        """Every tail call that was seen, by whatever means."""
+        return self.calls()

@@ -6,7 +6,7 @@ import itertools
 import socket
 import weakref
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -15,7 +15,7 @@ from .logs import LogLine, RingBuffers, TraceReader
 from .maps import Map
 from .result import Result
 from .rewrite import ambient
-from .tailcalls import CallRecorder, ProgArray
+from .tailcalls import CallRecorder, ProgArray, TailCall
 
 _KEPT = 20  # runs that a failing test's report can show
 
@@ -39,7 +39,6 @@ class Session:
         self.journal: deque[Result | str] = deque(maxlen=_KEPT)
         self._storages: list[Map] = []
         self._arrays: list[ProgArray] = []
-        self._by_fd: dict[int, ProgArray] = {}
         self._logs: set[str] = set()
         self._rings: RingBuffers | None = None
         self._trace: TraceReader | None = None
@@ -69,7 +68,6 @@ class Session:
         self.maps = maps
         self._storages = [m for m in maps.values() if m.type == MapType.SK_STORAGE]
         self._arrays = [m for m in maps.values() if isinstance(m, ProgArray)]
-        self._by_fd = {array.fd: array for array in self._arrays}
         rings = [m for m in maps.values() if m.type == MapType.RINGBUF]
         self._logs = {ring.name for ring in rings if "log" in ring.name}
         if rings:
@@ -108,9 +106,8 @@ class Session:
             fd = sock.fileno()
             result.storages = {m.name: self.read_storage(m, fd) for m in self._storages}
         if self._recorder:
-            result.attempts = self._recorder.take(self._resolve)
-        if not (self._recorder and self._recorder.traced):
-            result.blind_spots = [slot for array in self._arrays for slot in array.real_slots()]
+            result.calls = self.calls_decoder(self._recorder.take())
+        result.traced, result.blind_spots = self.traced, self.blind_spots()
         result.events, result.printk = self.said()
         result.log = self._log_lines(result.events)
         self._events, self._lines = {}, []
@@ -127,12 +124,19 @@ class Session:
         raw = storage.lookup(fd)
         return None if raw is None else storage.decode_value(raw)
 
-    def _resolve(self, where: str | int, index: int) -> tuple[str, str | None]:
-        if isinstance(where, int):
-            array = self._by_fd.get(where)
-        else:
-            array = next((a for a in self._arrays if a.name == where), None)
-        return (array.name, array.holds(index)) if array else (str(where), None)
+    def calls_decoder(self, records: bytes) -> Callable[[], list[TailCall]]:
+        """Return what decodes the records of a run, with the slots as they are now."""
+        recorder = self.recorder()
+        if not records:
+            return list
+        held = {array.name: array.names() for array in self._arrays}
+        names: dict[str | int, str] = {array.fd: array.name for array in self._arrays}
+
+        def resolve(where: str | int, index: int) -> tuple[str, str | None]:
+            name = names.get(where, str(where))
+            return name, held.get(name, {}).get(index)
+
+        return lambda: recorder.decode(records, resolve)
 
     def _log_lines(self, events: Mapping[str, list[bytes]]) -> list[LogLine]:
         return [
@@ -141,6 +145,15 @@ class Session:
             if name in self._logs
             for raw in records
         ]
+
+    @property
+    def traced(self) -> bool:
+        """Whether every tail call of the object's programs is recorded."""
+        return self._recorder is not None and self._recorder.traced
+
+    def blind_spots(self) -> list[str]:
+        """Return the slots whose entry nobody would see: real programs in an untraced object."""
+        return [] if self.traced else [s for array in self._arrays for s in array.real_slots()]
 
     def bulk_watches(self) -> tuple[list[Map], CallRecorder | None]:
         """Return what a bulk call collects after each run: storages, and the recorder if there is one."""

@@ -8,10 +8,11 @@ call failed (nothing in the slot, or the kernel's bound of 33 reached).
 
 from __future__ import annotations
 
+import ctypes
 import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ._sys import bpf
@@ -36,6 +37,9 @@ _MISSED = 0  # the tag of «the call before this came back»
 # 32-bit fields that any cgroup_sock_addr program may read (sock_addr_is_valid_access in
 # net/core/filter.c): user_family, user_port, family, type, protocol
 _COMMON_FIELDS = (0, 24, 28, 32, 36)
+
+# (array's name or descriptor, index) -> (array's name, what the slot holds)
+Resolve = Callable[["str | int", int], "tuple[str, str | None]"]
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,8 @@ def _append_record(fd: int, tag: int, fields: Sequence[int], *, index: bool) -> 
 class CallRecorder:
     """The memory that spies and traced calls write to, shared by all of one object."""
 
+    CAPACITY, RECORD_SIZE = _CAPACITY, _RECORD
+
     def __init__(self) -> None:
         self._map = ValueMap("bpfunit_calls", _HEADER + _CAPACITY * _RECORD)
         self._tags: list[str | int] = ["(missed)"]  # by tag: a map's name, or its descriptor
@@ -109,40 +115,41 @@ class CallRecorder:
         """The descriptor of the map."""
         return self._map.fd
 
-    @property
-    def memory(self) -> Any:
-        """The mapped memory: a u64 count, then the records."""
-        return self._map.memory
-
     def tag(self, where: str | int) -> int:
         """Return a number for records about this program array (name, or descriptor)."""
         self._tags.append(where)
         return len(self._tags) - 1
 
-    def take(self, resolve: Callable[[str | int, int], tuple[str, str | None]]) -> list[TailCall]:
-        """Return the calls since the last take, in order.
-
-        Args:
-            resolve: tells, of an array and an index, the array's name and what its slot holds.
-        """
+    def take(self) -> bytes:
+        """Return the records since the last take, for :meth:`decode`."""
         memory = self._map.memory
         count = int.from_bytes(memory[:_HEADER], "little")
         if not count:
-            return []
+            return b""
+        memory[:_HEADER] = bytes(_HEADER)
+        return memory[_HEADER : _HEADER + min(count, _CAPACITY) * _RECORD]
+
+    def decode(self, records: bytes, resolve: Resolve) -> list[TailCall]:
+        """Read the records of one run, in order.
+
+        Args:
+            records: what :meth:`take` returned.
+            resolve: tells, of an array and an index, the array's name and what its slot held.
+        """
         calls: list[TailCall] = []
-        for n in range(min(count, _CAPACITY)):
-            start = _HEADER + n * _RECORD
-            tag, index = struct.unpack_from("=II", memory, start)
+        for start in range(0, len(records), _RECORD):
+            tag, index = struct.unpack_from("=II", records, start)
             if tag == _MISSED:
-                last = calls.pop()
-                target = last.target
-                calls.append(TailCall(last.map, last.index, target, last.ctx, False, True))
+                calls[-1] = replace(calls[-1], entered=False)
                 continue
             name, target = resolve(self._tags[tag], index)
-            context = BpfSockAddr.from_buffer_copy(memory[start + 8 : start + _RECORD])
+            context = BpfSockAddr.from_buffer_copy(records[start + 8 : start + _RECORD])
             calls.append(TailCall(name, index, target, context, True, self.traced))
-        memory[:_HEADER] = bytes(_HEADER)
         return calls
+
+    def address(self) -> int:
+        """Return where the count is mapped, for a reader in C."""
+        return ctypes.addressof(ctypes.c_char.from_buffer(self._map.memory))
 
     def discard(self) -> None:
         """Forget what was recorded."""
@@ -248,10 +255,9 @@ class ProgArray(Map):
         super().__delitem__(key)
         self.contents.pop(int(key), None)
 
-    def holds(self, index: int) -> str | None:
-        """Return the name of what a slot holds, None when it is empty."""
-        held = self.contents.get(index)
-        return getattr(held, "name", str(held)) if held is not None else None
+    def names(self) -> dict[int, str]:
+        """Return the names of what the slots hold; empty slots are missing."""
+        return {n: getattr(held, "name", str(held)) for n, held in self.contents.items()}
 
     def real_slots(self) -> list[str]:
         """Return the slots that hold something other than a spy, as text."""

@@ -1,0 +1,100 @@
+"""The one loop that Python is too slow for, in C, compiled on first use and cached.
+
+The host compiles it before a guest starts, so that the guest finds it in the cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from .._paths import cache_dir
+
+_SOURCE = Path(__file__).with_name("bulk.c")
+_COMPILERS = ("cc", "gcc", "clang")
+_TIMEOUT_S = 120  # a loaded machine under emulation; one file takes a second natively
+
+_ptr, _i32, _u32, _u64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint32, ctypes.c_uint64
+
+
+class Storage(ctypes.Structure):
+    """``struct storage`` of ``bulk.c``."""
+
+    _fields_ = [("map_fd", _i32), ("value_size", _u32), ("values", _ptr), ("present", _ptr)]
+
+
+class Job(ctypes.Structure):
+    """``struct job`` of ``bulk.c``."""
+
+    _fields_ = [
+        ("prog_fd", _i32),
+        ("repeat", _u32),
+        ("count", _u64),
+        ("ctx_in", _ptr),
+        ("ctx_out", _ptr),
+        ("retval", _ptr),
+        ("duration", _ptr),
+        ("verdict", _ptr),
+        ("error", _ptr),
+        ("sock_fd", _i32),
+        ("storages", _u32),
+        ("storage", _ptr),
+        ("recorder", _ptr),
+        ("record_size", _u32),
+        ("recorder_room", _u32),
+        ("calls", _ptr),
+        ("calls_room", _u64),
+        ("calls_used", _u64),
+        ("call_count", _ptr),
+    ]
+
+
+def library_path() -> Path:
+    """Return where the compiled loop is, or would be; its name has the source's hash."""
+    digest = hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:16]
+    return cache_dir() / "native" / f"bulk-{platform.machine()}-{digest}.so"
+
+
+def build() -> Path | None:
+    """Compile the loop unless that is done; return the library, None without a C compiler."""
+    target = library_path()
+    if target.exists():
+        return target
+    compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
+    if compiler is None:
+        return None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(suffix=".so", dir=target.parent)
+    except OSError:
+        return None  # a cache that cannot be written: the loop in Python serves
+    os.close(handle)
+    command = [compiler, "-O2", "-shared", "-fPIC", "-Wall", "-Werror", "-o", name, str(_SOURCE)]
+    try:
+        subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT_S)
+        Path(name).replace(target)
+    except (OSError, subprocess.SubprocessError):
+        with contextlib.suppress(OSError):
+            Path(name).unlink()
+        return None
+    return target
+
+
+@lru_cache(maxsize=1)
+def run_many() -> Any:
+    """Return the function of ``bulk.c``, None where it cannot be had."""
+    path = build()
+    if path is None:
+        return None
+    function = ctypes.CDLL(str(path)).bpfunit_run_many
+    function.argtypes, function.restype = [ctypes.POINTER(Job), _u64], _u64
+    return function
