@@ -117,7 +117,11 @@ class CoverageData:
         return sorted({key.kernel for key in self.programs}, key=_release_order)
 
     def save(self, path: Path) -> None:
-        """Write everything to a JSON file."""
+        """Write everything to a file for `load`."""
+        path.write_text(self.to_json())
+
+    def to_json(self) -> str:
+        """Return everything as JSON."""
         programs = [
             {
                 "model": data.model.to_plain(),
@@ -128,7 +132,7 @@ class CoverageData:
         ]
         refused = [[kernel, name, why] for (kernel, name), why in self.refused.items()]
         content = {"format": _FORMAT, "tests": self.tests, "programs": programs, "refused": refused}
-        path.write_text(json.dumps(content))
+        return json.dumps(content)
 
     @classmethod
     def load(cls, path: Path) -> CoverageData:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
 import platform
 import struct
 from collections.abc import Iterator, Mapping
@@ -14,18 +12,15 @@ from bpfunit._sys import bpf, uapi
 from bpfunit.coverage.model import Model, describe
 from bpfunit.coverage.path import Path, walk
 from bpfunit.coverage.probes import Mode, count_probes, place_probes, surviving_probes
+from bpfunit.coverage.template import Template
 from bpfunit.rewrite import ambient
 from bpfunit.rewrite.flow import RewriteError
-from bpfunit.rewrite.info import encode_line_info
-from bpfunit.rewrite.insn import PSEUDO_MAP_VALUE, encode
-from bpfunit.rewrite.patcher import Patched, Patcher
-from bpfunit.rewrite.program import ProgramCode
+from bpfunit.rewrite.patcher import Patcher
+from bpfunit.rewrite.program import Image, ProgramCode
 from bpfunit.rewrite.valuemap import ValueMap
 
 Hits = dict[str, dict[int, int]]
 """Counts above zero, by probe number, by the key of the program's model."""
-
-_BPF_F_RDONLY_PROG = 1 << 7  # uapi linux/bpf.h: what libbpf gives .rodata
 
 
 @dataclass
@@ -34,7 +29,7 @@ class _Instrumented:
 
     model: Model
     map: ValueMap
-    patched: Patched
+    template: Template
     earlier: list[int] = field(default_factory=list)
 
     def counts(self) -> list[int]:
@@ -73,16 +68,22 @@ class CoverageRecorder:
         """Put probes into ``program``, or leave it as it is and keep the reason in `refused`."""
         if program.name in self.refused:
             return
-        key = _fingerprint(program, self.mode)
-        known = self._programs.get(key)
+        known = self._known(program)
         if known is None:
             try:
-                known = self._instrument(program, key)
+                known = self._instrument(program)
             except RewriteError as error:
                 self.refused[program.name] = str(error)
                 return
-            self._programs[key] = known
-        program.accept(_with_maps_of(program, known.patched))
+            self._programs[known.model.key] = known
+        program.accept(known.template.for_load(program.image.insns))
+
+    def _known(self, program: ProgramCode) -> _Instrumented | None:
+        """Return what was made of an earlier load of the same program."""
+        for known in self._programs.values():
+            if known.model.program == program.name and known.template.fits(program):
+                return known
+        return None
 
     def loaded(self, unreached: Mapping[str, str]) -> None:
         """Note the programs that cannot be instrumented because of their section."""
@@ -91,7 +92,7 @@ class CoverageRecorder:
                 f"libbpf's own work for section {section!r} cannot be combined with rewriting"
             )
 
-    def _instrument(self, program: ProgramCode, key: str) -> _Instrumented:
+    def _instrument(self, program: ProgramCode) -> _Instrumented:
         flow = program.flow()
         patcher = Patcher(flow)
         size = count_probes(flow) * self.mode.width
@@ -99,7 +100,7 @@ class CoverageRecorder:
         try:
             placement = place_probes(flow, self.mode, probes_map.fd, patcher)
             patched = program.patch(patcher)
-            trial = program.try_load(patched)
+            trial = program.try_load(Image.of(patched))
             if not trial.accepted:
                 raise RewriteError(f"the verifier refuses it with probes: {trial.reason}")
         except BaseException:
@@ -107,8 +108,9 @@ class CoverageRecorder:
             raise
         map_id = bpf.object_info("inspect coverage map", probes_map.fd, uapi.MapInfo()).id
         alive = surviving_probes(trial.survivors, map_id, self.mode)
+        template = Template(program, patched)
         model = Model(
-            key=key,
+            key=template.fingerprint,
             program=program.name,
             section=program.section,
             kernel=platform.release(),
@@ -119,7 +121,7 @@ class CoverageRecorder:
             sizes=(len(program.insns), len(patched.insns)),
             **describe(program, flow),
         )
-        return _Instrumented(model, probes_map, patched, [0] * len(placement.probes))
+        return _Instrumented(model, probes_map, template, [0] * len(placement.probes))
 
     # The readings.
 
@@ -167,42 +169,3 @@ class CoverageRecorder:
         """Instrument every object that is loaded within the block."""
         with ambient.use(self):
             yield self
-
-
-def _fingerprint(program: ProgramCode, mode: Mode) -> str:
-    """Return a key of the program that does not depend on the descriptors of its maps."""
-    stable = [slot._replace(imm=0) if slot.loads_map else slot for slot in program.insns]
-    parts = (
-        f"{program.name} {program.attach_type} {mode.value}".encode(),
-        encode(stable),
-        encode_line_info(program.line_info),
-        *_constants(program),
-    )
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-
-
-def _constants(program: ProgramCode) -> list[bytes]:
-    """Return the values of the maps of constants, by which the verifier decides what is dead."""
-    descriptors = dict.fromkeys(
-        slot.imm for slot in program.insns if slot.is_wide and slot.src == PSEUDO_MAP_VALUE
-    )
-    found = []
-    for fd in descriptors:
-        info = bpf.object_info("inspect map of constants", fd, uapi.MapInfo())
-        if info.map_flags & _BPF_F_RDONLY_PROG:
-            key, value = ctypes.c_uint32(), ctypes.create_string_buffer(info.value_size)
-            attr = uapi.MapElemAttr(
-                map_fd=fd, key=ctypes.addressof(key), value=ctypes.addressof(value)
-            )
-            bpf.call_checked("read map of constants", uapi.Cmd.MAP_LOOKUP_ELEM, attr)
-            found.append(value.raw)
-    return found
-
-
-def _with_maps_of(program: ProgramCode, patched: Patched) -> Patched:
-    """Return ``patched`` with the map descriptors of this load of the same program."""
-    insns = list(patched.insns)
-    for position, origin in enumerate(patched.origin):
-        if origin >= 0 and program.insns[origin].loads_map:
-            insns[position] = program.insns[origin]
-    return Patched(insns, patched.func_info, patched.line_info, patched.origin)

@@ -84,7 +84,7 @@ class Reports:
         files = merge_sources(self._data)
         if self._options.exclusions is not None:
             path = self._options.exclusions
-            self._complaints = apply_exclusions(files, read_exclusions(path), path.name)
+            self._complaints += apply_exclusions(files, read_exclusions(path), path.name)
         return {path: file for path, file in files.items() if self._wanted(path)}
 
     def _wanted(self, path: str) -> bool:
@@ -138,22 +138,29 @@ class Reports:
             )
         return failures
 
-    def write_files(self) -> None:
-        """Write every report that goes to a file."""
-        for request in self._options.requests:
-            target = Path(request.destination)
-            if request.kind == "html":
-                write_html(self._data, self.files, self._options.root, target)
-            elif request.kind == "lcov":
-                _write(target, exchange.lcov(self.files))
-            elif request.kind == "xml":
-                root = str(self._options.root)
-                _write(target, exchange.cobertura(self.files, root, int(time.time())))
-            elif request.kind == "json":
-                target.parent.mkdir(parents=True, exist_ok=True)
-                self._data.save(target)
+    def write_files(self, data_file: Path) -> None:
+        """Write every report that goes to a file; what cannot be written becomes a failure.
 
+        Args:
+            data_file: where to keep the data for the next session to append to.
+        """
+        try:
+            self._data.save(data_file)
+            for request in self._options.requests:
+                self._write(request.kind, Path(request.destination))
+        except OSError as error:
+            self._complaints.append(f"write coverage: {error}")
 
-def _write(target: Path, text: str) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(text)
+    def _write(self, kind: str, target: Path) -> None:
+        if kind == "html":
+            write_html(self._data, self.files, self._options.root, target)
+        elif kind in _DESTINATIONS:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(self._text(kind))
+
+    def _text(self, kind: str) -> str:
+        if kind == "lcov":
+            return exchange.lcov(self.files)
+        if kind == "xml":
+            return exchange.cobertura(self.files, str(self._options.root), int(time.time()))
+        return self._data.to_json()

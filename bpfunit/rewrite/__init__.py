@@ -8,11 +8,12 @@ from bpfunit.rewrite.hook import SECTIONS, install, instrumented
 from bpfunit.rewrite.insn import Insn, decode, encode
 from bpfunit.rewrite.liveness import Liveness
 from bpfunit.rewrite.patcher import Patched, Patcher
-from bpfunit.rewrite.program import Instrumentation, ProgramCode, Trial
+from bpfunit.rewrite.program import Image, Instrumentation, ProgramCode, Trial
 
 __all__ = [
     "SECTIONS",
     "Flow",
+    "Image",
     "Insn",
     "Instrumentation",
     "Liveness",

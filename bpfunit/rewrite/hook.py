@@ -19,17 +19,9 @@ from functools import lru_cache
 from typing import Any
 
 from bpfunit._sys import bpf, libbpf, uapi
-from bpfunit.rewrite.info import (
-    FUNC_SIZE,
-    LINE_SIZE,
-    decode_func_info,
-    decode_line_info,
-    encode_func_info,
-    encode_line_info,
-)
-from bpfunit.rewrite.insn import SLOT_SIZE, Insn, decode, encode
-from bpfunit.rewrite.patcher import Patched
-from bpfunit.rewrite.program import Instrumentation, ProgramCode, Trial
+from bpfunit.rewrite.info import FUNC_SIZE, LINE_SIZE
+from bpfunit.rewrite.insn import SLOT_SIZE, Insn, decode
+from bpfunit.rewrite.program import Image, Instrumentation, ProgramCode, Trial
 
 # Sections of libbpf 1.1 whose built-in handler sets types and no more (section_defs in libbpf.c):
 # no attach target to find, no flag to set.
@@ -76,16 +68,16 @@ def _kept_buffer(session: _Session, data: bytes) -> ctypes.Array[ctypes.c_char]:
     return buffer
 
 
-def _set_info(session: _Session, opts: libbpf.ProgLoadOpts, patched: Patched | ProgramCode) -> None:
+def _set_info(session: _Session, opts: libbpf.ProgLoadOpts, image: Image) -> None:
     """Point the load options at the func_info and line_info of a rewritten program."""
     if opts.func_info_cnt:
-        data = encode_func_info(patched.func_info)
-        opts.func_info = ctypes.addressof(_kept_buffer(session, data))
-        opts.func_info_cnt, opts.func_info_rec_size = len(patched.func_info), FUNC_SIZE
+        opts.func_info = ctypes.addressof(_kept_buffer(session, image.func_info))
+        opts.func_info_cnt = len(image.func_info) // FUNC_SIZE
+        opts.func_info_rec_size = FUNC_SIZE
     if opts.line_info_cnt:
-        data = encode_line_info(patched.line_info)
-        opts.line_info = ctypes.addressof(_kept_buffer(session, data))
-        opts.line_info_cnt, opts.line_info_rec_size = len(patched.line_info), LINE_SIZE
+        opts.line_info = ctypes.addressof(_kept_buffer(session, image.line_info))
+        opts.line_info_cnt = len(image.line_info) // LINE_SIZE
+        opts.line_info_rec_size = LINE_SIZE
 
 
 def _survivors(fd: int) -> list[Insn]:
@@ -109,15 +101,15 @@ def _deciding_lines(log: str) -> str:
 
 
 def _load_once(
-    session: _Session, code: ProgramCode, opts: libbpf.ProgLoadOpts, patched: Patched
+    session: _Session, code: ProgramCode, opts: libbpf.ProgLoadOpts, image: Image
 ) -> Trial:
     """Load a rewritten program beside the real one, ask the kernel what became of it, drop it."""
     attempt = libbpf.ProgLoadOpts.from_buffer_copy(opts)
     attempt.sz = ctypes.sizeof(attempt)
-    _set_info(session, attempt, patched)
+    _set_info(session, attempt, image)
     attempt.log_level, attempt.log_size, attempt.log_buf = 0, 0, None
-    image = encode(patched.insns)
-    arguments = (code.prog_type, code.name.encode(), b"GPL", image, len(patched.insns))
+    count = len(image.insns) // SLOT_SIZE
+    arguments = (code.prog_type, code.name.encode(), b"GPL", image.insns, count)
     load = libbpf.lib().bpf_prog_load
     fd = load(*arguments, ctypes.byref(attempt))
     if fd >= 0:
@@ -133,20 +125,28 @@ def _load_once(
     return Trial(False, _deciding_lines(log.value.decode(errors="replace")) or f"errno {-fd}", ())
 
 
+def _records(address: int | None, count: int, size: int, known: int) -> bytes:
+    """Return records cut to their ``known`` size; a newer compiler may append fields."""
+    data = ctypes.string_at(address or 0, count * size)
+    if size == known:
+        return data
+    return b"".join(data[start : start + known] for start in range(0, len(data), size))
+
+
 def _read(session: _Session, prog: int, opts: libbpf.ProgLoadOpts) -> ProgramCode:
     """Make a `ProgramCode` of libbpf's program and load options."""
     lib = libbpf.lib()
     size = lib.bpf_program__insn_cnt(prog) * SLOT_SIZE
-    func_info = ctypes.string_at(opts.func_info or 0, opts.func_info_cnt * opts.func_info_rec_size)
-    line_info = ctypes.string_at(opts.line_info or 0, opts.line_info_cnt * opts.line_info_rec_size)
     code = ProgramCode(
         name=lib.bpf_program__name(prog).decode(),
         section=lib.bpf_program__section_name(prog).decode(),
         prog_type=lib.bpf_program__type(prog),
         attach_type=opts.expected_attach_type,
-        insns=decode(ctypes.string_at(lib.bpf_program__insns(prog), size)),
-        func_info=decode_func_info(func_info, opts.func_info_rec_size or FUNC_SIZE),
-        line_info=decode_line_info(line_info, opts.line_info_rec_size or LINE_SIZE),
+        image=Image(
+            ctypes.string_at(lib.bpf_program__insns(prog), size),
+            _records(opts.func_info, opts.func_info_cnt, opts.func_info_rec_size, FUNC_SIZE),
+            _records(opts.line_info, opts.line_info_cnt, opts.line_info_rec_size, LINE_SIZE),
+        ),
     )
     if btf := lib.bpf_object__btf(session.obj):
 
@@ -160,7 +160,7 @@ def _read(session: _Session, prog: int, opts: libbpf.ProgLoadOpts) -> ProgramCod
             return string_at(ctypes.c_uint32.from_address(found).value) if found else ""
 
         code.string_at, code.name_of_type = string_at, name_of_type
-    code.try_load = lambda patched: _load_once(session, code, opts, patched)
+    code.try_load = lambda image: _load_once(session, code, opts, image)
     return code
 
 
@@ -170,9 +170,9 @@ def _rewrite(session: _Session, prog: int, opts: libbpf.ProgLoadOpts) -> None:
     for step in session.passes:
         step.rewrite(code)
     if code.changed:
-        image = ctypes.create_string_buffer(encode(code.insns))
-        libbpf.lib().bpf_program__set_insns(prog, image, len(code.insns))
-        _set_info(session, opts, code)
+        insns = code.image.insns
+        libbpf.lib().bpf_program__set_insns(prog, insns, len(insns) // SLOT_SIZE)
+        _set_info(session, opts, code.image)
 
 
 def _prepare_load(prog: int, opts: Any, _cookie: int) -> int:

@@ -45,20 +45,14 @@ class LineInfo(NamedTuple):
         return self.line_col & 0x3FF
 
 
-def _records(data: bytes, record_size: int, layout: struct.Struct) -> Iterable[tuple[int, ...]]:
-    """Yield the known head of each record; a newer producer may append fields."""
-    for start in range(0, len(data), record_size):
-        yield layout.unpack_from(data, start)
+def decode_func_info(data: bytes) -> list[FuncInfo]:
+    """Read func_info records, `FUNC_SIZE` bytes each."""
+    return [FuncInfo(*record) for record in _FUNC.iter_unpack(data)]
 
 
-def decode_func_info(data: bytes, record_size: int) -> list[FuncInfo]:
-    """Read func_info records that are ``record_size`` bytes apart."""
-    return [FuncInfo(*record) for record in _records(data, record_size, _FUNC)]
-
-
-def decode_line_info(data: bytes, record_size: int) -> list[LineInfo]:
-    """Read line_info records that are ``record_size`` bytes apart."""
-    return [LineInfo(*record) for record in _records(data, record_size, _LINE)]
+def decode_line_info(data: bytes) -> list[LineInfo]:
+    """Read line_info records, `LINE_SIZE` bytes each."""
+    return [LineInfo(*record) for record in _LINE.iter_unpack(data)]
 
 
 def encode_func_info(records: Iterable[FuncInfo]) -> bytes:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 from bpfunit.rewrite.flow import Flow
-from bpfunit.rewrite.info import FuncInfo, LineInfo
-from bpfunit.rewrite.insn import Insn
+from bpfunit.rewrite.info import (
+    FuncInfo,
+    LineInfo,
+    decode_func_info,
+    decode_line_info,
+    encode_func_info,
+    encode_line_info,
+)
+from bpfunit.rewrite.insn import Insn, decode, encode
 from bpfunit.rewrite.patcher import Patched, Patcher
 
 
@@ -34,17 +42,37 @@ def _no_function_names(_type_id: int) -> str:
     return ""
 
 
-def _no_trial(_candidate: Patched) -> Trial:
+def _no_trial(_candidate: Image) -> Trial:
     raise NotImplementedError("this program was not read from a load in progress")
+
+
+class Image(NamedTuple):
+    """A program as bytes: instructions, and func_info and line_info in records of known size."""
+
+    insns: bytes
+    func_info: bytes = b""
+    line_info: bytes = b""
+
+    @classmethod
+    def of(cls, patched: Patched) -> Image:
+        """Return the bytes of a rewritten program."""
+        return cls(
+            encode(patched.insns),
+            encode_func_info(patched.func_info),
+            encode_line_info(patched.line_info),
+        )
 
 
 @dataclass
 class ProgramCode:
-    """Instructions about to be loaded: relocated, CO-RE applied, map descriptors in place.
+    """A program about to be loaded: relocated, CO-RE applied, map descriptors in place.
 
-    A pass changes it through `apply`; the next pass sees what this one left.
+    A pass changes it through `apply`; the next pass sees what this one left. Instructions and
+    records are decoded when they are first asked for: a pass that knows the program by its bytes
+    never needs them.
 
     Attributes:
+        image: the program as it stands now.
         prog_type: ``enum bpf_prog_type``.
         attach_type: ``enum bpf_attach_type`` that the program is to be verified for.
         string_at: text at an offset of BTF's string section, for `LineInfo`.
@@ -57,13 +85,26 @@ class ProgramCode:
     section: str
     prog_type: int
     attach_type: int
-    insns: list[Insn]
-    func_info: list[FuncInfo] = field(default_factory=list)
-    line_info: list[LineInfo] = field(default_factory=list)
+    image: Image
     string_at: Callable[[int], str] = _no_strings
     name_of_type: Callable[[int], str] = _no_function_names
-    try_load: Callable[[Patched], Trial] = _no_trial
+    try_load: Callable[[Image], Trial] = _no_trial
     changed: bool = False
+
+    @cached_property
+    def insns(self) -> list[Insn]:
+        """The instructions, one for each slot."""
+        return decode(self.image.insns)
+
+    @cached_property
+    def func_info(self) -> list[FuncInfo]:
+        """Where functions start; empty without BTF."""
+        return decode_func_info(self.image.func_info)
+
+    @cached_property
+    def line_info(self) -> list[LineInfo]:
+        """Where source lines start; empty without BTF."""
+        return decode_line_info(self.image.line_info)
 
     def flow(self) -> Flow:
         """Return the control flow of the program as it stands now."""
@@ -73,15 +114,16 @@ class ProgramCode:
         """Return what the program would be with the patcher's edits, and change nothing."""
         return patcher.apply(self.func_info, self.line_info)
 
-    def accept(self, patched: Patched) -> None:
-        """Make ``patched`` the program that is loaded."""
-        self.insns = patched.insns
-        self.func_info, self.line_info = patched.func_info, patched.line_info
+    def accept(self, image: Image) -> None:
+        """Make ``image`` the program that is loaded."""
+        self.image = image
         self.changed = True
+        for decoded in ("insns", "func_info", "line_info"):
+            self.__dict__.pop(decoded, None)
 
     def apply(self, patcher: Patcher) -> None:
         """Make the patcher's edits."""
-        self.accept(self.patch(patcher))
+        self.accept(Image.of(self.patch(patcher)))
 
 
 class Instrumentation(Protocol):
