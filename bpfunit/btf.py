@@ -1,7 +1,7 @@
 """C types by name, made from BTF, the type format that clang puts into BPF objects.
 
-The encoding is that of ``Documentation/bpf/btf.rst``. Layouts follow BTF's offsets to the bit, packed
-structs and padding included, and every class is checked against them when it is made.
+The encoding is that of ``Documentation/bpf/btf.rst``. Layouts follow BTF's offsets to the bit,
+packed structs and padding included, and every class is checked against them when it is made.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import difflib
 import enum
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ _LISTED = 60  # how many names an error shows: enough for a hook's own types
 _INT, _PTR, _ARRAY, _STRUCT, _UNION, _ENUM, _FWD, _TYPEDEF = range(1, 9)
 _VOLATILE, _CONST, _RESTRICT, _FUNC, _FUNC_PROTO, _VAR, _DATASEC, _FLOAT = range(9, 17)
 _DECL_TAG, _TYPE_TAG, _ENUM64 = 17, 18, 19
+KIND_ENUM, KIND_FUNC = _ENUM, _FUNC
 _QUALIFIERS = {_TYPEDEF, _VOLATILE, _CONST, _RESTRICT, _TYPE_TAG}
 # bytes that follow a type's 12-byte head: (fixed, per element of vlen)
 _TAIL = {
@@ -40,9 +41,9 @@ _TAIL = {
     _DECL_TAG: (4, 0),
     _ENUM64: (0, 12),
 }
-_SPELLED = {"struct": _STRUCT, "union": _UNION, "enum": _ENUM}
+SPELLED = {"struct": _STRUCT, "union": _UNION, "enum": _ENUM}
 # a name alone means, in this order, what C programmers most likely mean
-_BY_NAME = (_TYPEDEF, _STRUCT, _UNION, _ENUM, _ENUM64, _INT, _FLOAT)
+NAMED_KINDS = (_TYPEDEF, _STRUCT, _UNION, _ENUM, _ENUM64, _INT, _FLOAT)
 
 
 class BtfError(BpfunitError):
@@ -77,8 +78,8 @@ class Variable(NamedTuple):
 class Types:
     """The C types of one object: ``types.frontend_key``, ``types["struct ip_addr"]``.
 
-    Structs and unions are ``ctypes`` classes, typedefs of anonymous structs are named by the typedef,
-    enums are ``IntEnum`` classes, integers are the ctypes integers.
+    Structs and unions are ``ctypes`` classes, typedefs of anonymous structs are named by the
+    typedef, enums are ``IntEnum`` classes, integers are the ctypes integers.
 
     Args:
         raw: BTF as the ``.BTF`` section holds it.
@@ -95,7 +96,7 @@ class Types:
         self._made: dict[int, Any] = {}
         self._index: dict[str, list[int]] = {}
         for type_id, info in enumerate(self._types):
-            if info.name and info.kind in _BY_NAME:
+            if info.name and info.kind in NAMED_KINDS:
                 self._index.setdefault(info.name, []).append(type_id)
 
     def _parse(self) -> Iterator[_Type]:
@@ -123,15 +124,21 @@ class Types:
         Raises:
             NotFoundError: there is no such type; the nearest names come first.
         """
-        prefix, _, rest = name.rpartition(" ")
-        wanted = (_SPELLED[prefix],) if prefix in _SPELLED else _BY_NAME
-        candidates = [i for i in self._index.get(rest, ()) if self._types[i].kind in wanted]
+        candidates = self._candidates(name)
         if not candidates:
+            rest = name.rpartition(" ")[2]
             near = difflib.get_close_matches(rest, self._index, n=5)
             others = sorted(n for n in self._index if n not in near)
             raise NotFoundError(f"look up type in {self._source}", name, [*near, *others][:_LISTED])
-        best = min(candidates, key=lambda i: wanted.index(self._types[i].kind))
+        best = min(candidates, key=lambda i: NAMED_KINDS.index(self._types[i].kind))
         return self.by_id(best)
+
+    def _candidates(self, name: str) -> list[int]:
+        # "unsigned int" has a space too, so only the keywords of tags are taken off
+        prefix, _, rest = name.partition(" ")
+        if prefix not in SPELLED:
+            return self._index.get(name, [])
+        return [i for i in self._index.get(rest, ()) if self._types[i].kind == SPELLED[prefix]]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name.endswith("__"):
@@ -139,7 +146,7 @@ class Types:
         return self[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._index
+        return isinstance(name, str) and bool(self._candidates(name))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._index)
@@ -184,7 +191,7 @@ class Types:
                 if target.name
                 else self._make(info.size_or_type, name)
             )
-        makers = {
+        makers: dict[int, Callable[[_Type, str], Any]] = {
             _INT: self._make_int,
             _PTR: lambda *_: ctypes.c_uint64,
             _ARRAY: self._make_array,
@@ -236,15 +243,15 @@ class Types:
         return type_id
 
     def _storage(self, type_id: int) -> Any:
-        """Return the ctypes type that holds a value of this type in memory; enums become integers."""
+        """Return the ctypes type that holds such a value in memory; enums become integers."""
         info = self._types[self._strip(type_id)]
         if info.kind in (_ENUM, _ENUM64):
             return records.INTEGERS[info.size_or_type, self._enum_signed(info)]
         return self.by_id(type_id)
 
     def _enum_signed(self, info: _Type) -> bool:
-        # LLVM before 16 does not say whether an enum is signed; its values then read as __s32, and a
-        # negative one is far likelier than one above 2^31
+        # LLVM before 16 does not say whether an enum is signed; its values then read as __s32, and
+        # a negative one is far likelier than one above 2^31
         if info.kflag or info.kind == _ENUM64:
             return info.kflag
         values = (

@@ -52,7 +52,8 @@ class BulkRun:
     @property
     def ctx_in(self) -> BpfSockAddr:
         """The context as crafted."""
-        return self._bulk.ctx_in[self.index]
+        context: BpfSockAddr = self._bulk.ctx_in[self.index]
+        return context
 
     @property
     def ctx(self) -> BpfSockAddr:
@@ -188,8 +189,8 @@ def run_many(
 
     Args:
         program: the program.
-        contexts: an array of :class:`BpfSockAddr` (no copy is made), bytes of whole contexts, or any
-            iterable of contexts and destinations ("10.96.0.1:80").
+        contexts: an array of :class:`BpfSockAddr` (no copy is made), bytes of whole contexts, or
+            any iterable of contexts and destinations ("10.96.0.1:80").
         sock: one socket for all runs.
         fresh: a socket for each run, made here, so that its storage can be read; by default when
             the object has sk_storage maps. Otherwise the kernel makes them.
@@ -200,6 +201,7 @@ def run_many(
     """
     if repeat < 1:
         raise FieldValueError(f"run {program.name} many times: repeat is {repeat}, at least 1")
+    program.check_open()
     session = program.session
     storages, recorder = session.bulk_watches()
     engine = engines.get(session.engine)
@@ -332,4 +334,3 @@ def _note_storages(result: BulkResult, index: int, fd: int) -> None:
         present[index] = raw is not None
         if raw is not None:
             ctypes.memmove(ctypes.addressof(values) + index * store.value_size, raw, len(raw))
-

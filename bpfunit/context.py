@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import socket
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from ._sys.uapi import AttachType
 from .errors import BpfunitError
@@ -26,7 +26,7 @@ class ContextError(BpfunitError, ValueError):
 class BpfSockAddr(StructRecord):
     """``struct bpf_sock_addr`` of ``include/uapi/linux/bpf.h``: 72 bytes, network byte order."""
 
-    _fields_ = [
+    _fields_: ClassVar[Any] = [
         ("user_family", ctypes.c_uint32),
         ("user_ip4", ctypes.c_uint32),
         ("user_ip6", array_type(ctypes.c_uint32, 4)),
@@ -38,7 +38,7 @@ class BpfSockAddr(StructRecord):
         ("msg_src_ip6", array_type(ctypes.c_uint32, 4)),
         ("sk", ctypes.c_uint64),
     ]
-    _members_ = dict(_fields_)
+    _members_: ClassVar[dict[str, Any]] = dict(_fields_)
 
     @property
     def user(self) -> Endpoint:
@@ -113,9 +113,9 @@ def craft(
 
     Args:
         hook: the hook of the program's attach type.
-        dst: the address that the program sees in ``user_ip*`` and ``user_port`` and may rewrite: the
-            destination of connect and sendmsg, the local address of bind and getsockname, the peer of
-            recvmsg and getpeername. Default: the unspecified address, port 0.
+        dst: the address that the program sees in ``user_ip*`` and ``user_port`` and may rewrite:
+            the destination of connect and sendmsg, the local address of bind and getsockname, the
+            peer of recvmsg and getpeername. Default: the unspecified address, port 0.
         src: sendmsg only, the source address ("10.0.0.9", or an endpoint whose port is ignored).
         family: the socket's family where it differs (an AF_INET6 socket that sends to IPv4).
         type: SOCK_STREAM by default, SOCK_DGRAM for sendmsg and recvmsg.

@@ -21,8 +21,8 @@ _TRACE_LINE = re.compile(r"^.*-(\d+)\s+\[\d+\].*?: bpf_trace_printk: (.*)$")
 class LogLine(str):
     """One line of a program's own log; a str, with what came beside the text.
 
-    ``ret`` is the first word of the record, which the mesh's hook uses for a level or a return code;
-    ``map`` is the ring buffer it came from.
+    ``ret`` is the first word of the record, which the mesh's hook uses for a level or a return
+    code; ``map`` is the ring buffer it came from.
     """
 
     __slots__ = ("map", "ret")

@@ -22,8 +22,8 @@ class Map(MutableMapping[Any, Any]):
     """One map: ``m[key]``, ``m[key] = value``, ``del m[key]``, ``len``, iteration, ``update``.
 
     Keys and values are of ``key_type`` and ``value_type`` and take whatever
-    :func:`bpfunit.records.coerce` turns into them; bytes where no type is known. A per-CPU map's value
-    is a list with one value for each possible CPU. A socket-storage map is keyed by a socket.
+    :func:`bpfunit.records.coerce` turns into them; bytes where no type is known. A per-CPU map's
+    value is a list with one value for each possible CPU. A socket-storage map is keyed by a socket.
 
     Args:
         fd: the map's descriptor; the map does not own it unless ``owned``.
@@ -93,10 +93,12 @@ class Map(MutableMapping[Any, Any]):
         return ctype
 
     def close(self) -> None:
-        """Close the descriptor when the map owns it."""
+        """Close the descriptor when the map owns it; either way the map is dead then."""
         if self._owned:
             os.close(self.fd)
             self._owned = False
+        # the number may be someone else's by now: every later call shall fail with EBADF
+        self.fd, self._attr.map_fd = -1, 0xFFFFFFFF
 
     # -- encoding
 
@@ -108,8 +110,8 @@ class Map(MutableMapping[Any, Any]):
                 raw = None
             if raw is None or len(raw) != size:
                 raise FieldValueError(
-                    f"map {self.name}: its {role} type is not known, give {size} bytes, or load with"
-                    f" map_types={{{self.name!r}: (key type, value type)}}; found {value!r}"
+                    f"map {self.name}: its {role} type is not known, give {size} bytes, or load"
+                    f" with map_types={{{self.name!r}: (key type, value type)}}; found {value!r}"
                 )
             return raw
         return records.encode(f"map {self.name}, {role}", ctype, value)
@@ -193,7 +195,7 @@ class Map(MutableMapping[Any, Any]):
 
     def __delitem__(self, key: Any) -> None:
         self._set_key(key)
-        attr = uapi.MapElemAttr(map_fd=self.fd, key=ctypes.addressof(self._key))
+        attr = uapi.MapElemAttr(map_fd=self._attr.map_fd, key=ctypes.addressof(self._key))
         result = bpf.call(Cmd.MAP_DELETE_ELEM, attr)
         if result == -_ENOENT:
             raise KeyError(key)
@@ -206,7 +208,7 @@ class Map(MutableMapping[Any, Any]):
 
     def _raw_keys(self) -> Iterator[bytes]:
         following = ctypes.create_string_buffer(self.key_size)
-        attr = uapi.MapElemAttr(map_fd=self.fd, value=ctypes.addressof(following))
+        attr = uapi.MapElemAttr(map_fd=self._attr.map_fd, value=ctypes.addressof(following))
         current = ctypes.create_string_buffer(self.key_size)
         while True:
             result = bpf.call(Cmd.MAP_GET_NEXT_KEY, attr)
@@ -284,7 +286,7 @@ class Map(MutableMapping[Any, Any]):
 
     def _update_batch(self, keys: bytes, values: bytes, count: int) -> None:
         attr = uapi.MapBatchAttr(
-            keys=_address(keys), values=_address(values), count=count, map_fd=self.fd
+            keys=_address(keys), values=_address(values), count=count, map_fd=self._attr.map_fd
         )
         result = bpf.call(Cmd.MAP_UPDATE_BATCH, attr) if count > 1 else -_ENOTSUPP
         if result >= 0:
@@ -324,7 +326,7 @@ class Map(MutableMapping[Any, Any]):
             out_batch=ctypes.addressof(position),
             keys=ctypes.addressof(keys),
             values=ctypes.addressof(values),
-            map_fd=self.fd,
+            map_fd=self._attr.map_fd,
         )
         while True:
             attr.count = room

@@ -1,9 +1,9 @@
 """Addresses, ports and endpoints: the one place where byte order is turned.
 
-Maps and contexts hold addresses and ports in network byte order. ``ip4("10.0.0.1")`` and ``port(80)``
-are integers that, stored in a ``__u32`` of this machine, have their bytes in that order. ``ip(…)`` is
-an address that fits any field made for one: ``__u32``, ``__u32[4]``, ``__u8[16]`` or the mesh's
-``struct ip_addr``.
+Maps and contexts hold addresses and ports in network byte order. ``ip4("10.0.0.1")`` and
+``port(80)`` are integers that, stored in a ``__u32`` of this machine, have their bytes in that
+order. ``ip(…)`` is an address that fits any field made for one: ``__u32``, ``__u32[4]``,
+``__u8[16]`` or the mesh's ``struct ip_addr``.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class IP:
     """An IPv4 or IPv6 address that compares with, and can be stored in, whatever holds addresses.
 
     Args:
-        address: text ("10.0.0.1", "fd00::1"), 4 or 16 bytes in network order, an ``ipaddress`` object,
-            or an int as found in a ``__u32`` field (network byte order, IPv4).
+        address: text ("10.0.0.1", "fd00::1"), 4 or 16 bytes in network order, an ``ipaddress``
+            object, or an int as found in a ``__u32`` field (network byte order, IPv4).
 
     Raises:
         ValueError: the text or the bytes are not an address.
@@ -203,7 +203,7 @@ class Endpoint(tuple[str, int]):
 
 
 def explain_difference(found: Any, expected: Any) -> list[str] | None:
-    """Spell out two unequal endpoints or addresses for a failing assertion; None for anything else."""
+    """Spell out two unequal endpoints or addresses for an assertion; None for anything else."""
     if isinstance(expected, (Endpoint, IP)) and not isinstance(found, (Endpoint, IP)):
         found, expected = expected, found
     if isinstance(found, IP):

@@ -103,6 +103,7 @@ class Object:
         self._types: Types | None = None
         self._variables: dict[str, Variable] = {}
         self._sections: dict[str, int] = {}
+        self._mapped: dict[str, mmap.mmap] = {}
         self._log = mmap.mmap(-1, _LOG_ROOM)  # takes memory only as far as the kernel writes
         self.maps: Names[Any] = Names("map", self.path.name, {})
         self.programs: Names[Program] = Names("program", self.path.name, {})
@@ -124,7 +125,7 @@ class Object:
                 self._handle = lib.bpf_object__open_file(os.fsencode(self.path), ctypes.byref(opts))
             except SyscallError as error:
                 hint = "is it a BPF object (clang -target bpf -g -O2)?" if error.errno != 2 else ""
-                raise LoadError(f"open {self.path}", error.errno, messages, hint) from None
+                raise LoadError(f"open {self.path}", error.errno or 0, messages, hint) from None
         self._resources.callback(lib.bpf_object__close, self._handle)
         if btf := lib.bpf_object__btf(self._handle):
             self._types = types_of(raw_btf(btf), self.path.name)
@@ -147,32 +148,48 @@ class Object:
 
     # -- globals
 
-    def _place(self, name: str) -> tuple[Variable, int, Any]:
+    def _place(self, name: str) -> tuple[Variable, Any]:
         if name not in self._variables:
             raise NotFoundError(
                 f"look up global in {self.path.name}", name, sorted(self._variables)
             )
         variable = self._variables[name]
-        size = ctypes.c_size_t()
+        return variable, self.types.storage_by_id(variable.type_id)
+
+    def _section(self, variable: Variable) -> memoryview:
+        """Return the memory of a variable's section: libbpf's until the load, then the map's."""
         handle = self._sections.get(variable.section)
-        base = libbpf.lib().bpf_map__initial_value(handle, ctypes.byref(size)) if handle else None
+        size = ctypes.c_size_t()
+        lib = libbpf.lib()
+        base = lib.bpf_map__initial_value(handle, ctypes.byref(size)) if handle else None
         if not base or variable.offset + variable.size > size.value:
-            raise BpfunitError(f"reach global {name}: section {variable.section} is not in memory")
-        return variable, base + variable.offset, self.types.storage_by_id(variable.type_id)
+            raise BpfunitError(f"reach section {variable.section} of {self.path.name}: not there")
+        if not self._loaded or variable.section.startswith(".rodata"):
+            return memoryview((ctypes.c_char * size.value).from_address(base)).cast("B")
+        # libbpf maps it over its own copy for skeletons only (before 1.5)
+        if variable.section not in self._mapped:
+            pages = -(-size.value // mmap.PAGESIZE) * mmap.PAGESIZE
+            mapped = mmap.mmap(lib.bpf_map__fd(handle), pages)
+            self._mapped[variable.section] = mapped
+            self._resources.callback(mapped.close)
+        return memoryview(self._mapped[variable.section])
 
     def _read_global(self, name: str) -> Any:
-        _, address, ctype = self._place(name)
-        return records.decode(ctype, ctypes.string_at(address, ctypes.sizeof(ctype)))
+        variable, ctype = self._place(name)
+        with self._section(variable) as memory:
+            end = variable.offset + ctypes.sizeof(ctype)
+            return records.decode(ctype, bytes(memory[variable.offset : end]))
 
     def _write_global(self, name: str, value: Any) -> None:
-        variable, address, ctype = self._place(name)
+        variable, ctype = self._place(name)
         if self._loaded and variable.section.startswith(".rodata"):
             raise BpfunitError(
                 f"set global {name}: it is constant (const volatile) once loaded; give it to"
                 f" load(globals={{{name!r}: …}})"
             )
         raw = records.encode(f"global {name}", ctype, value)
-        ctypes.memmove(address, raw, len(raw))
+        with self._section(variable) as memory:
+            memory[variable.offset : variable.offset + len(raw)] = raw
 
     # -- loading
 
@@ -210,7 +227,7 @@ class Object:
                     lib.bpf_object__load(self._handle)
             except SyscallError as error:
                 log = self._log[: self._log.find(b"\0")].decode(errors="replace")
-                raise load_failure(str(self.path), error.errno, log, messages) from None
+                raise load_failure(str(self.path), error.errno or 0, log, messages) from None
         self._loaded = True
 
     def _collect(self, map_types: Mapping[str, Any]) -> None:
@@ -248,7 +265,8 @@ class Object:
             pair = given if isinstance(given, tuple) else (None, given)
             if len(pair) != 2:
                 raise BpfunitError(
-                    f"load {self.path.name}: map_types takes (key type, value type), found {given!r}"
+                    f"load {self.path.name}: map_types takes (key type, value type),"
+                    f" found {given!r}"
                 )
             for n, one in enumerate(pair):
                 if one is not None:
@@ -289,8 +307,10 @@ class Object:
                 spy.close()
         self.session.close()
         self._resources.close()
-        for item in (*self.maps.values(), *self.programs.values()):
-            item.fd = -1  # the number may be someone else's by now
+        for one in self.maps.values():
+            one.close()
+        for program in self.programs.values():
+            program.fd = -1  # the number may be someone else's by now
         self._handle = 0
 
     def __enter__(self) -> Object:
@@ -320,9 +340,10 @@ def load(
 
     Args:
         path: the ELF file.
-        globals: values of global variables, set before the load so that ``const volatile`` ones count.
-        map_types: ``{map: (key type, value type)}`` by BTF name or ctypes type, for maps that declare
-            sizes only.
+        globals: values of global variables, set before the load so that ``const volatile`` ones
+            count.
+        map_types: ``{map: (key type, value type)}`` by BTF name or ctypes type, for maps that
+            declare sizes only.
         programs: load only these; by default all that the object marks for loading.
         max_entries: other sizes for maps, for example 1 to have one run full.
         trace_tail_calls: record every tail call (about 35 instructions in front of each).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from ._sys import bpf, uapi
 from ._sys.uapi import AttachType, ProgType
 from .context import HOOKS, BpfSockAddr, Hook, craft
 from .engines import Request
-from .errors import BpfunitError
+from .errors import BpfunitError, SyscallError
 from .net import EndpointLike
 from .result import Result
 from .session import Session
@@ -114,8 +115,8 @@ class Program:
         """Run the program with a crafted context and return what it did.
 
         A socket-address program gets a context made of ``dst``, ``src``, ``type``, ``proto`` and
-        ``family``, and a socket of that kind, whose storage is on the result. A packet program (XDP,
-        TC, cgroup_skb, …) gets ``data`` and, where its type takes one, ``ctx``.
+        ``family``, and a socket of that kind, whose storage is on the result. A packet program
+        (XDP, TC, cgroup_skb, …) gets ``data`` and, where its type takes one, ``ctx``.
 
         Args:
             dst: the address and port that the program sees and may rewrite: "10.96.0.1:80",
@@ -136,6 +137,7 @@ class Program:
             ContextError: addresses that the hook never sees.
             NotApplicableError: this engine cannot produce such a run.
         """
+        self.check_open()
         if self.type == ProgType.CGROUP_SOCK_ADDR and data is None:
             context = self._context(ctx, dst, src, type, proto, family, sock)
         else:
@@ -148,8 +150,8 @@ class Program:
             sock = own = socket_for(context)
         engine = engines.get(self.session.engine)
         room = len(data) + data_room if data is not None else 0
-        self.session.before()
         try:
+            self.session.before()
             outcome = engine.run(
                 self, Request(raw, sock, repeat, data, room, fresh=own is not None)
             )
@@ -187,6 +189,15 @@ class Program:
         if sock is not None:
             type, proto, family = sock.type, socket_protocol(sock), int(sock.family)
         return craft(self.hook, dst=dst, src=src, type=type, proto=proto, family=family)
+
+    def check_open(self) -> None:
+        """Refuse to run a program whose object is closed.
+
+        Raises:
+            SyscallError: EBADF, it is.
+        """
+        if self.fd < 0:
+            raise SyscallError(f"run {self.name}", errno.EBADF, "its object is closed")
 
     def craft(self, dst: EndpointLike | None = None, **options: Any) -> BpfSockAddr:
         """Return the context that :meth:`run` would craft, to alter it or to run many."""

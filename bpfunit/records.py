@@ -1,7 +1,7 @@
 """Structures, unions and arrays made from BTF: ctypes memory with checked, forgiving assignment.
 
-A field takes what a test author writes: a nested dict or list, an address, text for ``char[]``. What
-does not fit (an unknown field, a number out of range) is an error that says what would.
+A field takes what a test author writes: a nested dict or list, an address, text for ``char[]``.
+What does not fit (an unknown field, a number out of range) is an error that says what would.
 """
 
 from __future__ import annotations
@@ -104,15 +104,15 @@ class _Record:
         if isinstance(other, IP):
             return other == self
         if isinstance(other, _Record):
-            return type(self).__name__ == type(other).__name__ and bytes(self) == bytes(other)  # type: ignore[call-overload]
+            return type(self).__name__ == type(other).__name__ and bytes(self) == bytes(other)
         return NotImplemented
 
     def __hash__(self) -> int:
-        return hash(bytes(self))  # type: ignore[call-overload]
+        return hash(bytes(self))
 
     def __repr__(self) -> str:
         if is_address(type(self)):
-            return repr(read_address(bytes(self)))  # type: ignore[call-overload]
+            return repr(read_address(bytes(self)))
         shown = self._members_
         if isinstance(self, ctypes.Union):
             shown = _covering_members(self)
@@ -156,7 +156,7 @@ class ArrayRecord(ctypes.Array):  # type: ignore[type-arg]
 
 
 def array_type(element: Any, length: int) -> Any:
-    """Return the array type of ``length`` elements; ``char`` arrays stay plain, they read as bytes."""
+    """Return the array type of ``length`` elements; ``char`` arrays are plain and read as bytes."""
     if element is ctypes.c_char:
         return element * length
     name = f"{element.__name__}_Array_{length}"
@@ -164,7 +164,7 @@ def array_type(element: Any, length: int) -> Any:
 
 
 def _nonzero(value: Any) -> bool:
-    return any(bytes(value)) if isinstance(value, (_Record, ctypes.Array)) else bool(value)  # type: ignore[call-overload]
+    return any(bytes(value)) if isinstance(value, (_Record, ctypes.Array)) else bool(value)
 
 
 def _covering_members(union: Any) -> dict[str, Any]:
@@ -186,12 +186,10 @@ def plain(value: Any) -> Any:
 
 
 def _holds_words(ctype: Any, element_size: int, length: int) -> bool:
-    return (
-        isinstance(ctype, type)
-        and issubclass(ctype, ctypes.Array)
-        and ctypes.sizeof(ctype._type_) == element_size
-        and ctype._length_ == length
-    )
+    if not (isinstance(ctype, type) and issubclass(ctype, ctypes.Array)):
+        return False
+    array: Any = ctype  # to mypy, _type_ and _length_ are those of the base class
+    return ctypes.sizeof(array._type_) == element_size and array._length_ == length
 
 
 def _is_ip6_array(ctype: Any) -> bool:
@@ -209,7 +207,7 @@ def is_address(ctype: Any) -> bool:
 
 
 def read_address(raw: bytes) -> IP:
-    """Read 16 bytes as ``struct ip_addr`` holds them: IPv4 when all behind the first word is zero."""
+    """Read 16 bytes as ``struct ip_addr`` has them: IPv4 when all behind the first word is zero."""
     return IP(raw) if any(raw[4:]) else IP(raw[:4])
 
 
@@ -249,7 +247,7 @@ def _to_array(label: str, ctype: Any, value: Any) -> Any:
         return raw
     if isinstance(value, (bytes, bytearray)) and len(value) == ctypes.sizeof(ctype):
         return ctype.from_buffer_copy(value)
-    pairs = value.items() if isinstance(value, Mapping) else None
+    pairs: Any = value.items() if isinstance(value, Mapping) else None
     if pairs is None:
         if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
             raise FieldValueError(
@@ -277,7 +275,7 @@ def _to_record(label: str, ctype: Any, value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return ctype(*value)
     if isinstance(value, _Record) and type(value).__name__ == ctype.__name__:
-        return ctype.from_buffer_copy(bytes(value))  # type: ignore[call-overload]
+        return ctype.from_buffer_copy(bytes(value))
     if len(ctype._members_) == 1:
         return ctype(value)  # a one-field key such as {__u32 service_id} may be given bare
     raise FieldValueError(
@@ -321,7 +319,7 @@ def encode(label: str, ctype: Any, value: Any) -> bytes:
     """Return the bytes of ``value`` as a ``ctype``; see :func:`coerce`."""
     coerced = coerce(label, ctype, value)
     if isinstance(coerced, (_Record, ctypes.Array)):
-        return bytes(coerced)  # type: ignore[call-overload]
+        return bytes(coerced)
     if isinstance(coerced, bytes):
         return coerced.ljust(ctypes.sizeof(ctype), b"\0")
     return bytes(ctype(coerced))

@@ -32,7 +32,8 @@ class Result:
         kernel: the exact release it ran on.
         retval: what the program returned.
         errno: the error that the hook hands to the system call, 0 for none.
-        duration_ns: nanoseconds per run; None where the engine has no clock around the program alone.
+        duration_ns: nanoseconds per run; None where the engine has no clock around the program
+            alone.
         data: the packet after the run, packet programs only.
         ctx_in: the context as crafted, None when none was passed.
         log: lines from the object's log ring buffers, see :class:`bpfunit.LogLine`.

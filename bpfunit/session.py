@@ -1,4 +1,4 @@
-"""What belongs to all runs of one object: where to look after a run, and the record of past runs."""
+"""What belongs to all runs of one object: where to look after each, and the record of past ones."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ class Session:
         return [] if self.traced else [s for array in self._arrays for s in array.real_slots()]
 
     def bulk_watches(self) -> tuple[list[Map], CallRecorder | None]:
-        """Return what a bulk call collects after each run: storages, and the recorder if there is one."""
+        """Return what a bulk call collects after each run: storages, and the recorder if any."""
         return self._storages, self._recorder
 
     def close(self) -> None:

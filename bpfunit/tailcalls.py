@@ -1,9 +1,9 @@
 """Spies in program arrays, and the chain of tail calls that a run made.
 
-A spy is a small BPF program of ours in a slot: it records that it was entered and the context it saw,
-and returns. It needs no change to the program under test. Tracing goes further: at load time each
-``bpf_tail_call`` of the program gets a record in front and one behind, which is only reached when the
-call failed (nothing in the slot, or the kernel's bound of 33 reached).
+A spy is a small BPF program of ours in a slot: it records that it was entered and the context it
+saw, and returns. It needs no change to the program under test. Tracing goes further: at load time
+each ``bpf_tail_call`` of the program gets a record in front and one behind, which is only reached
+when the call failed (nothing in the slot, or the kernel's bound of 33 reached).
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def _readable_fields(attach_type: int) -> Sequence[int]:
 def _append_record(fd: int, tag: int, fields: Sequence[int], *, index: bool) -> list[Insn]:
     """Append one record, with r1 the context and r3 the index; r0, r4 and r5 are used up.
 
-    Those three are free in front of a ``bpf_tail_call``, which takes r1 to r3 and clobbers the rest.
+    Those three are free in front of a ``bpf_tail_call``, which takes r1 to r3 and clobbers the
+    rest.
     """
     fill = [
         i.alu_imm(i.MUL, 5, _RECORD),
@@ -202,7 +203,7 @@ def _array_of(insns: Sequence[Insn], call: int) -> int | str:
 
 
 class Spy:
-    """A recording program in one slot; the slot is emptied when it is closed, or its ``with`` ends."""
+    """A recording program in one slot, which is emptied when the spy is closed."""
 
     def __init__(self, array: ProgArray, index: int, fd: int) -> None:
         self.array, self.index, self.fd = array, index, fd
@@ -229,8 +230,8 @@ class Spy:
 class ProgArray(Map):
     """A program array: ``array[0] = program``, ``del array[0]``, ``array.spy(0)``.
 
-    Values are programs, spies or descriptors; reading gives what was put here, or the kernel's id of a
-    program that someone else put.
+    Values are programs, spies or descriptors; reading gives what was put here, or the kernel's id
+    of a program that someone else put.
     """
 
     recorder: Callable[[], CallRecorder]
@@ -271,8 +272,8 @@ class ProgArray(Map):
         Args:
             index: the slot.
             returns: what the spy returns, and thereby the program that called it (1 is «proceed»).
-            like: a program whose type and attach type the spy takes; by default the first program of
-                the object that refers to the array.
+            like: a program whose type and attach type the spy takes; by default the first program
+                of the object that refers to the array.
 
         Raises:
             BpfunitError: no program refers to the array and ``like`` is not given.

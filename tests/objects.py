@@ -1,6 +1,7 @@
 """BPF objects that the tests compile for themselves, from tests/guest/bpf/.
 
-``python -m tests.objects`` compiles them all; guests then find them, and need not run clang themselves.
+``python -m tests.objects`` compiles them all; guests then find them, and need not run clang
+themselves.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The corner that speaks to the kernel and to libbpf: nothing else in the package uses ctypes.CDLL."""
+"""The corner that speaks to the kernel and to libbpf; nothing else uses ctypes.CDLL for them."""

@@ -7,6 +7,7 @@ import os
 import platform
 import resource
 from functools import lru_cache
+from pathlib import Path
 from typing import TypeVar
 
 from ..errors import SyscallError
@@ -55,7 +56,7 @@ def call_checked(operation: str, cmd: int, attr: ctypes.Structure, hint: str = "
 
 @lru_cache(maxsize=1)
 def raise_memlock_limit() -> None:
-    """Lift RLIMIT_MEMLOCK, which bounds BPF memory before Linux 5.11; libbpf does it for itself only."""
+    """Lift RLIMIT_MEMLOCK, which bounds BPF memory before 5.11; libbpf does it for itself only."""
     infinity = resource.RLIM_INFINITY
     try:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (infinity, infinity))
@@ -130,7 +131,7 @@ def fd_by_id(operation: str, cmd: Cmd, object_id: int) -> int:
 def require_bpf_fd(operation: str, fd: int, kind: str) -> None:
     """Refuse a descriptor that is not an open BPF object of ``kind`` ("prog" or "map")."""
     try:
-        target = os.readlink(f"/proc/self/fd/{fd}")
+        target = str(Path(f"/proc/self/fd/{fd}").readlink())
     except OSError as error:
         raise SyscallError(operation, error.errno or 9, f"fd {fd} is not open") from None
     if target != f"anon_inode:bpf-{kind}":

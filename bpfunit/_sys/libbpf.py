@@ -2,8 +2,8 @@
 
 libbpf 1.0 settled the convention (libbpf 1.0 migration guide): functions that return a pointer give
 NULL and set errno; functions that return an int give a negative errno. ``_Ptr`` and ``_Int`` below
-turn both into SyscallError; ``_Raw`` marks the accessors that cannot fail or whose failure the caller
-decides on.
+turn both into SyscallError; ``_Raw`` marks the accessors that cannot fail or whose failure the
+caller decides on.
 """
 
 from __future__ import annotations
@@ -174,6 +174,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any], _Check | None]] = {
     "ring_buffer__consume": (_int, [_ptr], _Int),
     "ring_buffer__free": (None, [_ptr], _Raw),
     "btf__parse": (_ptr, [_str, _ptr], _Ptr),
+    "btf__find_by_name_kind": (_int, [_ptr, _str, _u32], _Raw),
     "btf__load_vmlinux_btf": (_ptr, [], _Ptr),
     "btf__load_from_kernel_by_id": (_ptr, [_u32], _Ptr),
     "btf__raw_data": (_ptr, [_ptr, ctypes.POINTER(_u32)], _Ptr),
@@ -225,7 +226,8 @@ def _print(level: int, template: int, arguments: int) -> int:
     if level > _INFO or not _captured:
         return 0
     # The x86-64 and arm64 ABIs both hand a va_list over as an address, so it travels as a pointer.
-    # Verifier logs do not come this way (the loader gives libbpf a buffer for them), so one line fits.
+    # Verifier logs do not come this way (the loader gives libbpf a buffer for them), so one line
+    # fits.
     length: int = _libc.vsnprintf(_line, len(_line), template, arguments)
     _captured[-1].append(_line.value.decode(errors="replace").rstrip())
     return length

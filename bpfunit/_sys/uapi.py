@@ -316,7 +316,7 @@ class InfoAttr(ctypes.Structure):
 
 
 class ProgInfo(ctypes.Structure):
-    """``struct bpf_prog_info`` up to ``verified_insns`` (Linux 5.16); older kernels leave the tail 0."""
+    """``struct bpf_prog_info`` up to ``verified_insns`` (5.16); older kernels leave the tail 0."""
 
     _fields_ = [
         ("type", _u32),

@@ -1,7 +1,7 @@
 """The engine behind ``BPF_PROG_TEST_RUN``: the kernel runs the program with the context as given.
 
-For ``cgroup_sock_addr`` programs this needs the module of ``vm/testrun``; XDP, TC and other types have
-a test run in every kernel.
+For ``cgroup_sock_addr`` programs this needs the module of ``vm/testrun``; XDP, TC and other types
+have a test run in every kernel.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ ENOTSUPP = 524  # include/linux/errno.h, not known to libc
 _SK_OFFSET = 64  # offsetof(struct bpf_sock_addr, sk)
 
 _HINTS = {
-    ENOTSUPP: "this kernel has no test run for the program's type; for cgroup/connect and its kin load"
-    " bpfunit_testrun.ko before the program (pytest --kernel does it)",
+    ENOTSUPP: "this kernel has no test run for the program's type; for cgroup/connect and its"
+    " kin load bpfunit_testrun.ko before the program (pytest --kernel does it)",
     22: "the context is missing, or contradicts the program's attach type",
     7: "the context is longer than struct bpf_sock_addr and not zero past its end",
     4: "a signal ended the run",

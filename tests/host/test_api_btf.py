@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def test_every_member_of_a_packed_struct_lies_behind_the_one_before(types: Types
     fields = ["colour", "colours", "sign", "yes", "text", "pointer", "nested", "row", "grid"]
     fields += ["either", "qualified", "real", "longer_real", "huge", "key", "self"]
     everything = types.everything
-    for one, following in zip(fields, fields[1:], strict=False):
+    for one, following in itertools.pairwise(fields):
         end = getattr(everything, one).offset + getattr(everything, one).size
         assert getattr(everything, following).offset == end, following
     assert ctypes.sizeof(everything) == everything.self.offset + 8

@@ -1,0 +1,142 @@
+"""What this kernel can do, asked of the kernel itself rather than guessed from its version.
+
+Behind the marker ``needs(…)``: a kernel older than a feature skips a test, a newer one that lacks
+it fails it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import struct
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+from ._sys import libbpf
+from ._sys.uapi import MapType, ProgType
+from .btf import KIND_ENUM, KIND_FUNC, NAMED_KINDS, SPELLED
+from .errors import BpfunitError, NotFoundError
+
+MODULE = "bpfunit_testrun"
+
+
+def kernel_release() -> str:
+    """Return the exact release, as ``uname -r`` prints it."""
+    return os.uname().release
+
+
+def kernel_version() -> tuple[int, int, int]:
+    """Return (major, minor, patch) of the running kernel."""
+    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", kernel_release())
+    if found is None:
+        raise BpfunitError(f"read kernel version: {kernel_release()!r} does not start with one")
+    return int(found[1]), int(found[2]), int(found[3] or 0)
+
+
+def module_loaded() -> bool:
+    """Tell whether the module that gives socket-address programs a test run is loaded."""
+    return Path("/sys/module", MODULE).is_dir()
+
+
+def module_version() -> str | None:
+    """Return the source version of the loaded module, None when it is not loaded."""
+    path = Path("/sys/module", MODULE, "srcversion")
+    return path.read_text().strip() if path.exists() else None
+
+
+@lru_cache(maxsize=1)
+def _vmlinux() -> int:
+    """Return libbpf's handle of the kernel's own BTF, kept for the process; 0 without BTF."""
+    try:
+        handle: int = libbpf.lib().btf__load_vmlinux_btf()
+    except BpfunitError:
+        return 0
+    return handle
+
+
+def _find(name: str, kind: int) -> int:
+    """Return the id of a type of the kernel, 0 when it has none of this name and kind."""
+    handle = _vmlinux()
+    found = libbpf.lib().btf__find_by_name_kind(handle, name.encode(), kind) if handle else 0
+    return max(0, int(found))
+
+
+@lru_cache(maxsize=1)
+def _helper_numbers() -> dict[str, int]:
+    """Return the kernel's helpers by name, from ``enum bpf_func_id`` in its BTF."""
+    lib, handle = libbpf.lib(), _vmlinux()
+    address = lib.btf__type_by_id(handle, _find("bpf_func_id", KIND_ENUM)) if handle else None
+    if not address:
+        return {}
+    # struct btf_type {name_off; info; size}, then vlen times struct btf_enum {name_off; val}
+    vlen = ctypes.c_uint32.from_address(address + 4).value & 0xFFFF
+    pairs = struct.iter_unpack("=Ii", ctypes.string_at(address + 12, 8 * vlen))
+    names = ((lib.btf__name_by_offset(handle, offset).decode(), value) for offset, value in pairs)
+    return {f"bpf_{name.removeprefix('BPF_FUNC_')}": value for name, value in names}
+
+
+def _number(kind: type[ProgType] | type[MapType], name: str) -> int:
+    names = {member.name.lower(): int(member) for member in kind}
+    if name.lower() not in names:
+        raise NotFoundError(f"look up {kind.__name__}", name, sorted(names))
+    return names[name.lower()]
+
+
+def has_helper(helper: str, prog_type: str = "cgroup_sock_addr") -> bool:
+    """Tell whether programs of a type may call a helper ("bpf_get_retval").
+
+    Asks twice: the kernel's BTF, since libbpf only knows helpers by number, and its verifier.
+    """
+    number = _helper_numbers().get(helper if helper.startswith("bpf_") else f"bpf_{helper}")
+    if number is None:
+        return False
+    kind = _number(ProgType, prog_type)
+    return bool(libbpf.lib().libbpf_probe_bpf_helper(kind, number, None))
+
+
+def has_kfunc(name: str) -> bool:
+    """Tell whether the kernel (not its modules) has this function in its BTF."""
+    return bool(_find(name, KIND_FUNC))
+
+
+def has_map_type(name: str) -> bool:
+    """Tell whether maps of a type ("ringbuf", "sk_storage") can be made."""
+    return bool(libbpf.lib().libbpf_probe_bpf_map_type(_number(MapType, name), None))
+
+
+def has_prog_type(name: str) -> bool:
+    """Tell whether programs of a type ("cgroup_sock_addr") can be loaded."""
+    return bool(libbpf.lib().libbpf_probe_bpf_prog_type(_number(ProgType, name), None))
+
+
+def has_type(name: str) -> bool:
+    """Tell whether the kernel's BTF has a type of this C name ("struct sock", "u32")."""
+    prefix, _, rest = name.partition(" ")
+    if prefix in SPELLED:
+        return bool(_find(rest, SPELLED[prefix]))
+    return any(_find(name, kind) for kind in NAMED_KINDS)
+
+
+def missing(
+    *,
+    helper: str | None = None,
+    kfunc: str | None = None,
+    map_type: str | None = None,
+    prog_type: str | None = None,
+    type: str | None = None,
+    module: bool = False,
+) -> str | None:
+    """Return what of the asked features this kernel lacks, as a reason; None for nothing."""
+    for_type = prog_type or "cgroup_sock_addr"
+    checks: list[tuple[object, Callable[[], bool], str]] = [
+        (helper, lambda: has_helper(helper or "", for_type), f"helper {helper} for {for_type}"),
+        (kfunc, lambda: has_kfunc(kfunc or ""), f"kernel function {kfunc}"),
+        (map_type, lambda: has_map_type(map_type or ""), f"map type {map_type}"),
+        (prog_type, lambda: has_prog_type(prog_type or ""), f"program type {prog_type}"),
+        (type, lambda: has_type(type or ""), f"kernel type {type}"),
+        (module, module_loaded, f"module {MODULE}"),
+    ]
+    lacking = [what for asked, check, what in checks if asked and not check()]
+    return f"{kernel_release()} has no {', no '.join(lacking)}" if lacking else None
