@@ -88,8 +88,13 @@ def _append_record(fd: int, tag: int, fields: Sequence[int], *, index: bool) -> 
     ]
     if index:
         fill.append(i.store(4, 4, _HEADER + 4, 3))
-    for offset in fields:
-        fill += [i.load(4, 0, 1, offset), i.store(4, 4, _HEADER + 8 + offset, 0)]
+    for offset in range(0, SOCK_ADDR_SIZE, 4):
+        place = _HEADER + 8 + offset
+        if offset in fields:
+            fill += [i.load(4, 0, 1, offset), i.store(4, 4, place, 0)]
+        else:
+            # the memory may hold an earlier record, of a program that could read this field
+            fill.append(i.store_imm(4, 4, place, 0))
     return [
         *i.load_map_value(4, fd, 0),
         i.load(8, 5, 4, 0),
