@@ -17,7 +17,7 @@ from . import NotApplicableError
 # (the map's name and id, the key's bytes) to the value's bytes; a socket's storage has the key b""
 State = dict[tuple[str, bytes], bytes]
 
-_STATELESS = uapi.FD_MAPS | {MapType.RINGBUF}
+_STATELESS = uapi.FD_MAPS | uapi.SOCKET_MAPS | {MapType.RINGBUF}
 _KEYLESS = {MapType.QUEUE, MapType.STACK, MapType.BLOOM_FILTER}
 _CONSTANT = 1 << 7  # BPF_F_RDONLY_PROG: .rodata, which no run changes
 

@@ -98,7 +98,8 @@ def queue_datagram(crafted: Crafted, sock: socket.socket) -> None:
     Raises:
         NotApplicableError: no such datagram can reach this socket.
     """
-    if sock.proto != socket.IPPROTO_UDP:
+    # socket.proto is what the socket was asked for, 0 for the default of its type
+    if sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) != socket.IPPROTO_UDP:
         raise crafted.refuse("only a UDP socket can be sent a datagram from any source")
     if select.select([sock], [], [], 0)[0]:
         raise crafted.refuse("another datagram already waits in the socket's queue")

@@ -39,9 +39,10 @@ class ConnectEngine:
 
     def __init__(self) -> None:
         self._cgroup = Cgroup()
-        self._cgroup.enter()
-        self._probes: dict[int, Probes] = {}
         atexit.register(self.close)
+        self._cgroup.enter()
+        # all at once, so that whoever counts open descriptors around a test finds no new ones
+        self._probes = {attach_type: Probes(attach_type) for attach_type in HOOKS}
 
     def run(self, program: Program, request: Request) -> RawOutcome:
         """Run ``program`` by a real call; see :class:`bpfunit.engines.Engine`.
@@ -65,7 +66,7 @@ class ConnectEngine:
                 f"run {program.name} on the engine connect: it runs INET cgroup_sock_addr programs"
                 " only; use the engine testrun"
             )
-        probes = self._probes_for(program.attach_type)
+        probes = self._probes[program.attach_type]
         with probes.watching_exit(program.fd) as exit_seen:
             if not (exit_seen or probes.with_retval or program.attach_type in ALWAYS_PROCEED):
                 raise NotApplicableError(
@@ -76,11 +77,6 @@ class ConnectEngine:
             with _Attachment(self._cgroup, program.attach_type, fds) as attachment:
                 for request in requests:
                     yield _run_one(program, request, probes, attachment)
-
-    def _probes_for(self, attach_type: int) -> Probes:
-        if attach_type not in self._probes:
-            self._probes[attach_type] = Probes(attach_type)
-        return self._probes[attach_type]
 
     def close(self) -> None:
         """Unload the observers and leave and remove the cgroup."""
@@ -201,16 +197,12 @@ def _cookie(sock: socket.socket) -> int:
 
 def _why_unseen(case: Case, failure: int) -> str:
     """Say why the hook did not run on the socket, and undo a call that went through."""
+    doubt = "" if case.ours else ", or the socket was made before the engine, outside of its cgroup"
     if failure and failure != errno.EINPROGRESS:
-        return f"the call ends with {errno.errorcode[failure]} before it comes to the hook"
+        return f"the call ends with {errno.errorcode[failure]} before it comes to the hook{doubt}"
     if case.crafted.hook.kind == "connect":
         arrange.disconnect(case.sock)
-    if case.ours:
-        return "the kernel runs no such hook for a socket of this family, type and protocol"
-    return (
-        "the call does not run the hook: the kernel has none for a socket of this kind, or the"
-        " socket was made before the engine, outside of its cgroup"
-    )
+    return f"the kernel runs no such hook for a socket of this family, type and protocol{doubt}"
 
 
 def _retval(sighting: Sighting) -> int:
