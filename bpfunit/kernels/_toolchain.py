@@ -25,7 +25,7 @@ from bpfunit.kernels.errors import KernelsError, ModuleBuildError
 from bpfunit.kernels.kernel import Kernel
 
 _BUILD_TOOLS = ("scripts/basic/fixdep", "scripts/mod/modpost", "tools/objtool/objtool")
-_LOADER_FAILS = re.compile(r"error while loading shared libraries|version `\S+' not found")
+_LOADER_FAILS = re.compile(r"error while loading shared libraries: [^:]+|version `\S+' not found")
 _GCC_VERSION = re.compile(r"^CONFIG_GCC_VERSION=(\d+)$", re.MULTILINE)
 
 # Runs in namespaces of its own, so that nothing it mounts outlives it. The trees appear at their

@@ -389,3 +389,17 @@ def test_the_hosts_package_state_is_not_touched(archive):
     archive.publish()
     resolve("6.12")
     assert [path.stat().st_mtime_ns for path in paths] == before
+
+
+def test_the_command_prints_what_is_there_and_fails_with_one_line(archive):
+    archive.add_kernel(OLD, "6.12.5-1")
+    archive.add_split_kernel(SPLIT, "7.3.4-1")
+    archive.publish()
+    command = [sys.executable, "-m", "bpfunit.kernels"]
+    fetched = subprocess.run([*command, "fetch", "all"], capture_output=True, text=True)
+    assert fetched.returncode == 0
+    assert fetched.stdout.splitlines() == [str(resolve(s).image) for s in ("6.12", "7.3")]
+    refused = subprocess.run([*command, "build", "7.3"], capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert refused.stdout == ""
+    assert refused.stderr.splitlines()[-1].startswith(f"bpfunit: build module for {SPLIT}: ")

@@ -1,0 +1,33 @@
+"""``python -m bpfunit.kernels build 6.12``: kernels and their modules, without the whole CLI."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from bpfunit.kernels import KernelsError, modules_for, resolve_many
+
+
+def main() -> int:
+    """Fetch kernels, or fetch them and build the module for each; print what is there now."""
+    parser = argparse.ArgumentParser(prog="python -m bpfunit.kernels", description=main.__doc__)
+    parser.add_argument("action", choices=["fetch", "build"])
+    parser.add_argument("kernels", nargs="+", help="series, exact releases, paths, or all")
+    arguments = parser.parse_args()
+    try:
+        kernels = resolve_many(arguments.kernels)
+        if arguments.action == "fetch":
+            print(*(kernel.image for kernel in kernels), sep="\n")
+            return 0
+        # "all" asks for what can be built; a kernel that was named is worth an error.
+        if "all" in arguments.kernels:
+            kernels = [kernel for kernel in kernels if kernel.headers]
+        print(*modules_for(kernels), sep="\n")
+    except KernelsError as error:
+        print(f"bpfunit: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
