@@ -1,0 +1,183 @@
+"""The module under hostile hands: what fuzz/ does to it leaves the kernel as it was.
+
+Short by default. The long form is the same with more requests (docs/module.md):
+``BPFUNIT_FUZZ_REQUESTS=1000000 BPFUNIT_FUZZ_SEED=7 pytest --kernel 6.12 ...``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from . import rawrun
+from .test_module_leaks import sockets
+
+pytestmark = pytest.mark.guest
+
+SOURCES = Path(__file__).parent / "fuzz"
+REQUESTS = int(os.environ.get("BPFUNIT_FUZZ_REQUESTS", "60000"))
+SEED = os.environ.get("BPFUNIT_FUZZ_SEED", "1")
+SECONDS = max(90, REQUESTS // 1000)  # a limit, not the duration: 20 times slower than seen
+MODPROBE = Path("/proc/sys/kernel/modprobe")
+
+# What the kernel says when something is wrong with it, which the OOM killer's report is not.
+SPLAT = re.compile(
+    r"\bBUG:|\bWARNING:|Oops|general protection|stack-protector|refcount_t|KASAN|UBSAN"
+    r"|blocked for more than|soft lockup|hard LOCKUP|rcu.*stall|scheduling while atomic"
+    r"|sleeping function|suspicious RCU|possible .*deadlock|bad unlock|leaked|double free"
+)
+# Bits of /proc/sys/kernel/tainted: 128 oops, 512 warning, 16384 soft lockup
+# (Documentation/admin-guide/tainted-kernels.rst).
+TAINTED_BY_A_SPLAT = 128 | 512 | 16384
+
+
+@dataclass(frozen=True)
+class State:
+    """What the kernel holds, of the kinds of things that a test run could leak."""
+
+    sockets: dict[str, int]
+    programs: int
+    unreclaimable_kib: int
+    socket_inodes: int
+
+    @classmethod
+    def now(cls) -> State:
+        slabs = Path("/proc/slabinfo").read_text()
+        inodes = re.search(r"^sock_inode_cache\s+(\d+)", slabs, re.MULTILINE)
+        memory = re.search(r"^SUnreclaim:\s+(\d+)", Path("/proc/meminfo").read_text(), re.MULTILINE)
+        assert inodes is not None
+        assert memory is not None
+        return cls(sockets(), rawrun.loaded_programs(), int(memory[1]), int(inodes[1]))
+
+    def leaks_since(self, before: State) -> list[str]:
+        """What there is more of than before; caches may keep a little."""
+        found = [
+            f"{count - before.sockets[name]} sockets of {name}"
+            for name, count in self.sockets.items()
+            if count > before.sockets[name]
+        ]
+        if self.programs > before.programs:
+            found.append(f"{self.programs - before.programs} BPF programs")
+        if self.socket_inodes > before.socket_inodes + 300:
+            found.append(f"{self.socket_inodes - before.socket_inodes} inodes of sockets")
+        if self.unreclaimable_kib > before.unreclaimable_kib + 16 * 1024:
+            found.append(f"{self.unreclaimable_kib - before.unreclaimable_kib} KiB of slabs")
+        return found
+
+
+@pytest.fixture(scope="module")
+def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    assert compiler, "build the fuzzer: no C compiler; install gcc"
+    program = tmp_path_factory.mktemp("fuzz") / "testrun_fuzz"
+    sources = sorted(SOURCES.glob("*.c"))
+    command = [compiler, "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-o", program, *sources]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    return program
+
+
+@pytest.fixture(autouse=True)
+def no_modules_on_demand() -> Iterator[None]:
+    """Unknown protocols would start modprobe each time, which takes longer than 1,000 requests."""
+    before = MODPROBE.read_text()
+    MODPROBE.write_text("\n")
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    yield
+    MODPROBE.write_text(before)
+
+
+@contextmanager
+def kernel_log() -> Iterator[Callable[[], list[str]]]:
+    """Give a function that returns what the kernel has said since."""
+    fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+    os.lseek(fd, 0, os.SEEK_END)
+
+    def read() -> list[str]:
+        lines = []
+        while True:
+            try:
+                record = os.read(fd, 8192)
+            except BlockingIOError:
+                return lines
+            except BrokenPipeError:  # the ring overtook us: go on with what is left
+                continue
+            lines.append(record.decode(errors="replace").partition(";")[2].split("\n")[0])
+
+    yield read
+    os.close(fd)
+
+
+def fuzzers_left() -> list[str]:
+    """The processes of the fuzzer that did not end, with their state (D: stuck in the kernel)."""
+    left = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            pid, name, state = stat.read_text().split()[:3]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if name == "(testrun_fuzz)" and state != "Z":
+            left.append(f"{pid} {state}")
+    return left
+
+
+def fuzz(program: Path, requests: int, *more: str) -> dict[str, int]:
+    """Run the fuzzer, assert that its answers were in order, and return its figures."""
+    command = [program, "--seed", SEED, "--requests", requests, "--seconds", SECONDS, *more]
+    done = subprocess.run(
+        [str(word) for word in command],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS + 120,
+        check=False,
+    )
+    print(done.stdout)
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}"
+    return {
+        name: int(float(value))
+        for name, value in (line.split()[:2] for line in done.stdout.splitlines())
+    }
+
+
+def out_of_memory_kills() -> int:
+    found = re.search(r"^oom_kill (\d+)", Path("/proc/vmstat").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1])
+
+
+def settle(before: State) -> list[str]:
+    """Return what has leaked; what RCU and the network free late has ten seconds to go."""
+    deadline = time.monotonic() + 10
+    while (leaks := State.now().leaks_since(before)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return leaks
+
+
+@pytest.mark.parametrize("pressure", [[], ["--hog"]], ids=["plenty of memory", "memory short"])
+def test_hostile_requests_leave_the_kernel_as_it_was(fuzzer: Path, pressure: list[str]) -> None:
+    fuzz(fuzzer, 3000, *pressure)  # fills the kernel's caches
+    tainted = int(Path("/proc/sys/kernel/tainted").read_text())
+    before, kills = State.now(), out_of_memory_kills()
+    with kernel_log() as said:
+        figures = fuzz(fuzzer, REQUESTS, *pressure)
+        leaks = settle(before)
+        splats = [line for line in said() if SPLAT.search(line)]
+    assert not splats
+    assert int(Path("/proc/sys/kernel/tainted").read_text()) == tainted
+    assert not tainted & TAINTED_BY_A_SPLAT
+    assert not leaks
+    assert not fuzzers_left()
+    assert figures["requests"] >= REQUESTS // 3 * 3, "the time limit ended it"
+    assert bool(pressure) == (out_of_memory_kills() > kills), "memory was not short, or too short"
+    ran = [count for name, count in figures.items() if name.startswith("ran_attach_type")]
+    assert len(ran) == 12
+    assert min(ran) > REQUESTS // 200, "an attach type was hardly reached"
