@@ -55,6 +55,8 @@ class Map(MutableMapping[Any, Any]):
             key_type = ctypes.c_int32 if self._is_storage() else ctypes.c_uint32
         if value_type is None and self.type in uapi.FD_MAPS:
             value_type = ctypes.c_uint32
+        if value_type is None and self.type in uapi.SOCKET_MAPS:
+            value_type = ctypes.c_uint64 if self.value_size == 8 else ctypes.c_uint32
         self.key_type = self._fitting("key", key_type, self.key_size)
         self.value_type = self._fitting("value", value_type, self.value_size)
         self._stride = self.value_size
@@ -126,6 +128,8 @@ class Map(MutableMapping[Any, Any]):
         """Return the value's bytes as the kernel sees them, all CPUs of a per-CPU map."""
         if self.type in uapi.FD_MAPS and hasattr(value, "fd"):
             value = value.fd
+        if self.type in uapi.SOCKET_MAPS and hasattr(value, "fileno"):
+            value = value.fileno()
         if not self.percpu:
             return self._encode("value", self.value_type, self.value_size, value)
         values = value if isinstance(value, (list, tuple)) else [value] * self._cpus

@@ -312,13 +312,25 @@ def coerce(label: str, ctype: Any, value: Any) -> Any:
         return _to_array(label, ctype, value)
     if issubclass(ctype, _Record):
         return _to_record(label, ctype, value)
+    if issubclass(ctype, (ctypes.Structure, ctypes.Union)) and isinstance(value, Mapping):
+        return _to_foreign(label, ctype, value)
     return value
+
+
+def _to_foreign(label: str, ctype: Any, value: Mapping[str, Any]) -> Any:
+    """Fill a structure that was not made here, such as the ``Leaf`` of a table of bcc's."""
+    fields = [field[0] for field in ctype._fields_]
+    if unknown := [name for name in value if name not in fields]:
+        raise FieldError(
+            f"{label}: {ctype.__name__} has no field {unknown[0]!r}; there is: {', '.join(fields)}"
+        )
+    return ctype(**value)
 
 
 def encode(label: str, ctype: Any, value: Any) -> bytes:
     """Return the bytes of ``value`` as a ``ctype``; see :func:`coerce`."""
     coerced = coerce(label, ctype, value)
-    if isinstance(coerced, (_Record, ctypes.Array)):
+    if isinstance(coerced, (ctypes.Structure, ctypes.Union, ctypes.Array)):
         return bytes(coerced)
     if isinstance(coerced, bytes):
         return coerced.ljust(ctypes.sizeof(ctype), b"\0")

@@ -194,6 +194,8 @@ FD_MAPS = frozenset(
         MapType.HASH_OF_MAPS,
     }
 )
+# their values are sockets: a descriptor goes in; a cookie comes out where values have 8 bytes
+SOCKET_MAPS = frozenset({MapType.SOCKMAP, MapType.SOCKHASH, MapType.REUSEPORT_SOCKARRAY})
 INDEXED_MAPS = frozenset(
     {
         MapType.ARRAY,
@@ -202,6 +204,11 @@ INDEXED_MAPS = frozenset(
         MapType.PERF_EVENT_ARRAY,
         MapType.CGROUP_ARRAY,
         MapType.ARRAY_OF_MAPS,
+        MapType.SOCKMAP,
+        MapType.REUSEPORT_SOCKARRAY,
+        MapType.DEVMAP,
+        MapType.CPUMAP,
+        MapType.XSKMAP,
     }
 )
 
