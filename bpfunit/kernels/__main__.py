@@ -26,6 +26,8 @@ def main() -> int:
     except KernelsError as error:
         print(f"bpfunit: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

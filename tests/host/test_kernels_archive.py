@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -270,26 +271,43 @@ def test_a_package_without_an_image_leaves_nothing(archive, kernels_dir):
     assert left_in(kernels_dir) == []
 
 
-def test_a_killed_fetch_leaves_nothing_that_counts(archive, kernels_dir):
-    archive.add_kernel(OLD, "6.12.5-1")
-    archive.publish()
-    # dpkg-deb stops halfway and waits; the fetching process is killed there, hard.
+def start_fetch_that_hangs(archive):
+    """Start a fetch in a process group of its own; return it once it is unpacking and waits."""
     tools = archive.root / "bin"
     tools.mkdir()
     (tools / "dpkg-deb").write_text(f"#!/bin/sh\ntouch {tools}/started\nexec sleep 60\n")
     (tools / "dpkg-deb").chmod(0o755)
-    command = "import bpfunit.kernels as k; k.resolve('6.12')"
-    slow = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
-    with subprocess.Popen([sys.executable, "-c", command], env=slow, process_group=0) as fetcher:
-        deadline = time.monotonic() + 30
-        while not (tools / "started").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert (tools / "started").exists()
-        os.killpg(fetcher.pid, 9)
+    # Not subprocess.Popen(process_group=0): Python 3.10 lacks it.
+    fetcher = subprocess.Popen(
+        [sys.executable, "-m", "bpfunit.kernels", "fetch", "6.12"],
+        env={**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"},
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (tools / "started").exists():
+        assert time.monotonic() < deadline, "the fetch never came to unpacking"
+        time.sleep(0.05)
+    return fetcher
+
+
+def test_a_killed_fetch_leaves_nothing_that_counts(archive, kernels_dir):
+    archive.add_kernel(OLD, "6.12.5-1")
+    archive.publish()
+    with start_fetch_that_hangs(archive) as fetcher:
+        os.killpg(fetcher.pid, signal.SIGKILL)
     assert [name for name in left_in(kernels_dir) if ".tmp-" in name] != []
     assert inventory()[0].record is None
     assert resolve("6.12").release == OLD
     assert left_in(kernels_dir) == [OLD]
+
+
+def test_an_interrupted_fetch_leaves_nothing(archive, kernels_dir):
+    archive.add_kernel(OLD, "6.12.5-1")
+    archive.publish()
+    with start_fetch_that_hangs(archive) as fetcher:
+        os.killpg(fetcher.pid, signal.SIGINT)
+        assert fetcher.wait(timeout=20) != 0
+    assert left_in(kernels_dir) == []
 
 
 def resolve_in_child(_number):
