@@ -10,16 +10,15 @@ import json
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import bpfunit
 from bpfunit.engines.connect.cgroup import Cgroup
-from tests.hook.families import IPV4, over
-from tests.hook.mesh import Mesh
 
 RUNS = 2_000
 ROUNDS = 5
@@ -61,9 +60,22 @@ def per_run(work: Callable[[], object], runs: int) -> list[int]:
 
 
 @pytest.fixture
-def yardstick(built: Path, bpf_object_path: Path) -> Yardstick:
+def program(bpf_load: Any, built: Path) -> Any:
+    """A program that does nothing, so that all there is to see is what surrounds it."""
+    return bpf_load(built / "empty.bpf.o").programs.empty_connect4
+
+
+@pytest.fixture
+def yardstick(built: Path) -> Yardstick:
     """The C program's figures, taken in this guest."""
-    return c_program(built, bpf_object_path, IPV4.program)
+    return c_program(built, built / "empty.bpf.o", "empty_connect4")
+
+
+@pytest.fixture
+def sock() -> Iterator[socket.socket]:
+    """One socket for all runs, as the C program has."""
+    with socket.socket() as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -84,28 +96,26 @@ def report(bpf_benchmark: Any, yardstick: Yardstick) -> Callable[[list[int]], No
 
 
 @pytest.mark.benchmark(group="the framework's own overhead, per crafted run")
-@over(IPV4)
 class TestOverhead:
     def test_c_program(self, bpf_benchmark: Any, yardstick: Yardstick):
+        bpf_benchmark.fixture.extra_info.update(
+            user_space_ns=yardstick.user_space, system_call_ns=yardstick.raw
+        )
         bpf_benchmark.record([yardstick.libbpf])
 
-    def test_single_run_api(self, report: Any, unmanaged_mesh: Mesh):
-        program, sock = unmanaged_mesh.program, unmanaged_mesh.new_socket()
-
+    def test_single_run_api(self, report: Any, program: Any, sock: socket.socket):
         def work() -> None:
             for _ in range(100):
                 program.run(dst=DESTINATION, sock=sock)
 
         report(per_run(work, 100))
 
-    def test_bulk_api(self, report: Any, unmanaged_mesh: Mesh):
-        program, sock = unmanaged_mesh.program, unmanaged_mesh.new_socket()
-        contexts = [program.craft(DESTINATION) for _ in range(RUNS)]
+    def test_bulk_api(self, report: Any, program: Any, sock: socket.socket):
+        contexts = (bpfunit.BpfSockAddr * RUNS)(*[program.craft(DESTINATION)] * RUNS)
 
-        report(per_run(lambda: program.run_many(contexts, socks=sock), RUNS))
+        report(per_run(lambda: program.run_many(contexts, sock=sock), RUNS))
 
-    def test_bpftool_for_each_case(self, bpf_benchmark: Any, unmanaged_mesh: Mesh, tmp_path: Path):
-        program = unmanaged_mesh.program
+    def test_bpftool_for_each_case(self, bpf_benchmark: Any, program: Any, tmp_path: Path):
         context = tmp_path / "ctx"
         context.write_bytes(bytes(program.craft(DESTINATION)))
         command = ["bpftool", "prog", "run", "id", str(program.id), "ctx_in", str(context)]
@@ -114,8 +124,7 @@ class TestOverhead:
             per_run(lambda: subprocess.run(command, check=True, capture_output=True), 1)
         )
 
-    def test_real_connect_for_each_case(self, bpf_benchmark: Any, unmanaged_mesh: Mesh):
-        program = unmanaged_mesh.program
+    def test_real_connect_for_each_case(self, bpf_benchmark: Any, program: Any):
         with socket.socket() as server, Cgroup("overhead") as cgroup:
             server.bind(("127.0.0.1", 0))
             server.listen(4 * ROUNDS)
