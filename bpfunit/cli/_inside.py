@@ -1,0 +1,145 @@
+"""What ``bpfunit run`` does on the guest's side: plain data in, plain data out."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import pty
+import socket
+import struct
+import subprocess
+import termios
+from typing import Any
+
+import bpfunit
+from bpfunit.cli._values import with_addresses
+from bpfunit.errors import BpfunitError
+
+_SOCKET_TYPES = {
+    "stream": socket.SOCK_STREAM,
+    "dgram": socket.SOCK_DGRAM,
+    "raw": socket.SOCK_RAW,
+}
+
+
+def load_module(channel: Any) -> None:
+    """Load the module that the host named in ``BPFUNIT_MODULE``, if it named one; send its path."""
+    module = os.environ.get("BPFUNIT_MODULE", "")
+    if module:
+        path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+        subprocess.run(["insmod", module], check=True, env={**os.environ, "PATH": path})
+    channel.send(module)
+
+
+def run_in_terminal(channel: Any, argv: list[str], term: str, lines: int, columns: int) -> None:
+    """Run a command in a terminal of its own; bytes go both ways, its exit code comes last."""
+    pid, fd = pty.fork()
+    if pid == 0:
+        os.environ.update(TERM=term, PS1=r"(guest \h) \w# ")
+        try:
+            os.execvp(argv[0], argv)
+        except OSError as error:
+            print(f"bpfunit: run {argv[0]}: {(error.strerror or '').lower()}")
+        os._exit(127)
+    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+    channel.setcallback(lambda data: os.write(fd, data))
+    while True:
+        try:
+            data = os.read(fd, 1 << 14)
+        except OSError:  # EIO: the last process that held the terminal has closed it
+            break
+        channel.send(data)
+    channel.send(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0xFF)
+
+
+def serve(channel: Any, request: dict[str, Any]) -> None:
+    """Answer one request."""
+    channel.send(answer(request))
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Load, fill the maps, run, and return what happened, or ``{"error": …}``.
+
+    Args:
+        request: the command line as plain data, made by :func:`bpfunit.cli.run.make_request`.
+    """
+    try:
+        with bpfunit.load(
+            request["object"],
+            globals=with_addresses(request["globals"]),
+            map_types={name: tuple(pair) for name, pair in request["map_types"].items()},
+            trace_tail_calls=request["trace_tail_calls"],
+            engine=request["engine"],
+        ) as obj:
+            for name, key, value in request["maps"]:
+                obj.maps[name][with_addresses(key)] = with_addresses(value)
+            program = obj.programs[request["program"]]
+            return _report(program.run(**_run_arguments(request)), request, obj)
+    except BpfunitError as error:
+        return {"error": str(error)}
+
+
+def _run_arguments(request: dict[str, Any]) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"repeat": request["repeat"]}
+    for name in ("dst", "src", "proto"):
+        if request[name] is not None:
+            arguments[name] = request[name]
+    if request["type"] is not None:
+        arguments["type"] = _SOCKET_TYPES[request["type"]]
+    if request["data"] is not None:
+        arguments["data"] = bytes.fromhex(request["data"])
+    return arguments
+
+
+def _report(result: bpfunit.Result, request: dict[str, Any], obj: bpfunit.Object) -> dict[str, Any]:
+    report: dict[str, Any] = {
+        "program": result.program,
+        "kernel": result.kernel,
+        "engine": result.engine,
+        "retval": result.retval,
+        "errno": result.errno,
+        "duration_ns": result.duration_ns,
+        "log": [str(line) for line in result.log],
+        "printk": list(result.printk),
+    }
+    if isinstance(result.ctx_in, bpfunit.BpfSockAddr):
+        report["dst"] = str(result.dst)
+        report["dst_before"] = str(result.ctx_in.user)
+        if result.storages is not None:
+            report["storage"] = {name: plain(value) for name, value in result.storages.items()}
+        report["tail_calls"] = _tail_calls(result)
+    if request["data"] is not None:
+        report["data"] = result.data.hex()
+    report["maps"] = {
+        name: [[plain(key), plain(value)] for key, value in obj.maps[name].snapshot().items()]
+        for name in request["show_maps"]
+    }
+    return report
+
+
+def _tail_calls(result: bpfunit.Result) -> list[dict[str, Any]] | str:
+    try:
+        return [
+            {"map": call.map, "index": call.index, "target": str(call.target)}
+            for call in result.tail_calls
+        ]
+    except BpfunitError as error:
+        return str(error)
+
+
+def plain(value: Any) -> Any:
+    """Return a ctypes value as what JSON can say: dicts, lists, numbers; bytes as hex."""
+    if isinstance(value, (ctypes.Structure, ctypes.Union)):
+        return {field[0]: plain(getattr(value, field[0])) for field in value._fields_}
+    if isinstance(value, ctypes.Array):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (bytes, bytearray)):
+        return value.hex()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)

@@ -1,0 +1,108 @@
+"""BPF objects as files: found in a tree, their programs listed; nothing is loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bpfunit._sys import libbpf
+from bpfunit.errors import BpfunitError, SyscallError
+
+_ELF_MAGIC = b"\x7fELF"
+_MACHINE = slice(18, 20)  # e_machine of the ELF header
+_EM_BPF = (247).to_bytes(2, "little")
+_LEFT_OUT = {"node_modules", "venv", "__pycache__"}
+
+# What a program takes, by the first part of its section (libbpf's names); for packet programs the
+# name of a verdict to expect.
+_ADDRESS_HOOKS = ("connect", "bind", "sendmsg", "recvmsg", "getpeername", "getsockname")
+_PACKET_SECTIONS = {
+    "xdp": "2  # XDP_PASS",
+    "tc": "2  # TC_ACT_SHOT",
+    "tcx": "2  # TCX_DROP",
+    "classifier": "2  # TC_ACT_SHOT",
+    "cgroup_skb": "1  # let it pass",
+}
+
+
+@dataclass(frozen=True)
+class ProgramInfo:
+    """A program of an object file.
+
+    Attributes:
+        name: of its function.
+        section: its ELF section, ``cgroup/connect4``.
+    """
+
+    name: str
+    section: str
+
+    @property
+    def kind(self) -> str:
+        """What its context is made from: ``address``, ``packet`` or ``other``."""
+        family, _, hook = self.section.partition("/")
+        if family == "cgroup" and hook.rstrip("46") in _ADDRESS_HOOKS:
+            return "address"
+        return "packet" if family.partition(".")[0] in _PACKET_SECTIONS else "other"
+
+    @property
+    def address(self) -> str:
+        """An address of the documentation ranges (RFC 5737, RFC 3849) of the hook's family."""
+        return "[2001:db8::1]:80" if self.section.endswith("6") else "192.0.2.1:80"
+
+    @property
+    def verdict(self) -> str:
+        """A verdict that a packet program may give, for people."""
+        return _PACKET_SECTIONS.get(self.section.partition("/")[0].partition(".")[0], "")
+
+
+def is_bpf_object(path: Path) -> bool:
+    """Tell whether a file is an ELF object for BPF."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(20)
+    except OSError:
+        return False
+    return header.startswith(_ELF_MAGIC) and header[_MACHINE] == _EM_BPF
+
+
+def find_objects(root: Path) -> Iterator[Path]:
+    """Yield the BPF objects below a directory, in order; hidden directories are left out."""
+    for directory, subdirectories, files in os.walk(root):
+        subdirectories[:] = sorted(
+            name for name in subdirectories if not name.startswith(".") and name not in _LEFT_OUT
+        )
+        for name in sorted(files):
+            path = Path(directory, name)
+            if name.endswith(".o") and is_bpf_object(path):
+                yield path
+
+
+def programs_of(path: Path) -> list[ProgramInfo]:
+    """Return the programs of an object file, in its order; libbpf parses it, no kernel is asked.
+
+    Raises:
+        BpfunitError: the file is not a BPF object that libbpf understands.
+    """
+    lib = libbpf.lib()
+    with libbpf.captured_log() as messages:
+        try:
+            handle = lib.bpf_object__open_file(os.fsencode(path), None)
+        except SyscallError as error:
+            said = "; ".join(str(message).strip() for message in messages) or error.strerror
+            raise BpfunitError(
+                f"read {path}: not a BPF object that libbpf understands ({said}); "
+                "compile it with clang -target bpf -g -O2"
+            ) from error
+    try:
+        return [
+            ProgramInfo(
+                lib.bpf_program__name(program).decode(),
+                lib.bpf_program__section_name(program).decode(),
+            )
+            for program in libbpf.each("bpf_object__next_program", handle)
+        ]
+    finally:
+        lib.bpf_object__close(handle)
