@@ -7,6 +7,7 @@ it fails it.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import re
 import struct
@@ -14,12 +15,20 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
-from ._sys import libbpf
-from ._sys.uapi import MapType, ProgType
+from ._sys import bpf, libbpf
+from ._sys.uapi import AttachType, MapType, ProgType
 from .btf import KIND_ENUM, KIND_FUNC, NAMED_KINDS, SPELLED
-from .errors import BpfunitError, NotFoundError
+from .errors import BpfunitError, NotFoundError, SyscallError
+from .rewrite import insn
 
 MODULE = "bpfunit_testrun"
+
+_REFUSALS = ("unknown func", "invalid func", "cannot use helper")
+_USUAL_ATTACH_TYPES: dict[int, int] = {
+    ProgType.CGROUP_SOCK_ADDR: AttachType.CGROUP_INET4_CONNECT,
+    ProgType.CGROUP_SOCKOPT: AttachType.CGROUP_SETSOCKOPT,
+    ProgType.SK_LOOKUP: AttachType.SK_LOOKUP,
+}
 
 
 def kernel_release() -> str:
@@ -84,16 +93,36 @@ def _number(kind: type[ProgType] | type[MapType], name: str) -> int:
     return names[name.lower()]
 
 
-def has_helper(helper: str, prog_type: str = "cgroup_sock_addr") -> bool:
+@lru_cache(maxsize=256)
+def has_helper(helper: str, prog_type: str = "cgroup_sock_addr", attach_type: int = -1) -> bool:
     """Tell whether programs of a type may call a helper ("bpf_get_retval").
 
-    Asks twice: the kernel's BTF, since libbpf only knows helpers by number, and its verifier.
+    The number comes from the kernel's BTF, the answer from its verifier. libbpf's own probe (1.1)
+    does not know the words in which kernels since 6.8 refuse a helper, and takes them for a yes.
+
+    Args:
+        helper: its name.
+        prog_type: the type of the program.
+        attach_type: ``enum bpf_attach_type``, by default a usual one of the program type.
+
+    Raises:
+        SyscallError: EPERM, the probe needs root.
     """
     number = _helper_numbers().get(helper if helper.startswith("bpf_") else f"bpf_{helper}")
     if number is None:
         return False
     kind = _number(ProgType, prog_type)
-    return bool(libbpf.lib().libbpf_probe_bpf_helper(kind, number, None))
+    if attach_type < 0:
+        attach_type = _USUAL_ATTACH_TYPES.get(kind, 0)
+    code = insn.encode([insn.Insn(insn.JMP | insn.CALL, imm=number), insn.exit_()])
+    fd, log = bpf.prog_load("bpfunit_probe", kind, attach_type, code)
+    if fd >= 0:
+        os.close(fd)
+        return True
+    if -fd == errno.EPERM:
+        raise SyscallError(f"probe helper {helper}", -fd, bpf.HINTS[errno.EPERM])
+    # arguments are missing, so a helper that may be called is refused for that
+    return bool(log) and not any(refusal in log for refusal in _REFUSALS)
 
 
 def has_kfunc(name: str) -> bool:

@@ -6,11 +6,14 @@ import contextlib
 import ctypes
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from ._sys import bpf, libbpf
 from .maps import Map
+from .records import INTEGERS
 
 _TRACEFS = Path("/sys/kernel/tracing")
 # "   task-123   [000] d..31  12.345678: bpf_trace_printk: text" (Documentation/trace/ftrace.rst)
@@ -30,10 +33,20 @@ class LogLine(str):
     map: str
 
     @classmethod
-    def from_record(cls, map_name: str, raw: bytes) -> LogLine:
-        """Read a record {``__u32 ret; char msg[]``}."""
-        line = cls(raw[4:].split(b"\0", 1)[0].decode(errors="replace").rstrip("\n"))
-        line.ret = int.from_bytes(raw[:4], "little", signed=True) if len(raw) >= 4 else 0
+    def from_record(cls, map_name: str, raw: bytes, record_type: Any = None) -> LogLine:
+        """Read a record: {``__u32 ret; char msg[]``}, or a type with a number and a char array."""
+        number, text = raw[:4], raw[4:]
+        if record_type is not None:
+            number, text = b"", b""
+            for name, kind in record_type._members_.items():
+                field = getattr(record_type, name)
+                part = raw[field.offset : field.offset + field.size]
+                if getattr(kind, "_type_", None) is ctypes.c_char:
+                    text = text or part
+                elif kind in INTEGERS.values():
+                    number = number or part
+        line = cls(text.split(b"\0", 1)[0].decode(errors="replace").rstrip("\n"))
+        line.ret = int.from_bytes(number, sys.byteorder, signed=True)
         line.map = map_name
         return line
 

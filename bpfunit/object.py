@@ -5,10 +5,10 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from . import records
 from ._sys import libbpf
@@ -16,6 +16,7 @@ from ._sys.uapi import MapType
 from .btf import BtfError, Types, Variable, raw_btf, types_of
 from .errors import BpfunitError, NotFoundError, SyscallError
 from .maps import Map
+from .names import Names
 from .program import Program
 from .rewrite import ambient, hook
 from .rewrite import insn as asm
@@ -27,40 +28,6 @@ from .verifier import LoadError, load_failure
 _LOG_ROOM = (1 << 24) - 1  # the largest log that kernels before 5.2 take (BPF_LOG_BUF_SIZE)
 _PRINTK_HELPERS = {6, 177}  # bpf_trace_printk, bpf_trace_vprintk
 _LISTED_SLOTS = 64
-
-_V = TypeVar("_V")
-
-
-class Names(Mapping[str, _V], Generic[_V]):
-    """A mapping whose names are attributes too: ``obj.maps.km_service``."""
-
-    def __init__(self, kind: str, source: str, items: dict[str, _V]) -> None:
-        self._kind, self._source, self._items = kind, source, items
-
-    def __getitem__(self, name: str) -> _V:
-        try:
-            return self._items[name]
-        except KeyError:
-            raise NotFoundError(
-                f"look up {self._kind} in {self._source}", name, sorted(self._items)
-            ) from None
-
-    def __getattr__(self, name: str) -> _V:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return self[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._items)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __dir__(self) -> list[str]:
-        return [*super().__dir__(), *self._items]
-
-    def __repr__(self) -> str:
-        return f"<{self._kind}s of {self._source}: {', '.join(self._items)}>"
 
 
 class Globals:
@@ -230,7 +197,7 @@ class Object:
                 raise load_failure(str(self.path), error.errno or 0, log, messages) from None
         self._loaded = True
 
-    def _collect(self, map_types: Mapping[str, Any]) -> None:
+    def _collect(self, map_types: Mapping[str, Any], log_maps: Mapping[str, Any] | None) -> None:
         lib = libbpf.lib()
         maps = self.maps._items
         for handle in libbpf.each("bpf_object__next_map", self._handle):
@@ -255,7 +222,7 @@ class Object:
             )
             self.programs._items[program.name] = program
             self._relate(program, handle, by_fd)
-        self._observe(list(maps.values()))
+        self._observe(list(maps.values()), log_maps)
 
     def _map_types(self, handle: int, given: Any) -> tuple[Any, Any]:
         lib = libbpf.lib()
@@ -287,14 +254,19 @@ class Object:
 
     _prints = False
 
-    def _observe(self, maps: list[Any]) -> None:
+    def _observe(self, maps: list[Any], log_maps: Mapping[str, Any] | None) -> None:
         arrays = [m for m in maps if isinstance(m, ProgArray)]
         for array in arrays:
-            array.recorder = self.session.recorder
             for index in range(min(array.max_entries, _LISTED_SLOTS)):
                 if raw := array.lookup(index):  # filled by the object itself (values = {…})
                     array.contents[index] = f"program id {int.from_bytes(raw, 'little')}"
-        self.session.watch(self.maps._items)
+        log_types: dict[str, Any] | None = None
+        if log_maps is not None:
+            log_types = {
+                self.maps[name].name: self.types[one] if isinstance(one, str) else one
+                for name, one in log_maps.items()
+            }
+        self.session.watch(self.maps._items, log_types)
         if self._prints:
             self.session.watch_printk()
 
@@ -332,6 +304,7 @@ def load(
     map_types: Mapping[str, Any] | None = None,
     programs: Sequence[str] | None = None,
     max_entries: Mapping[str, int] | None = None,
+    log_maps: Mapping[str, Any] | None = None,
     trace_tail_calls: bool = False,
     instrument: Sequence[Instrumentation] = (),
     engine: str | None = None,
@@ -346,6 +319,8 @@ def load(
             declare sizes only.
         programs: load only these; by default all that the object marks for loading.
         max_entries: other sizes for maps, for example 1 to have one run full.
+        log_maps: ``{ring buffer: record type}`` of the object's own log; by default ring buffers
+            with "log" in their name, whose records are {``__u32 ret; char msg[]``}.
         trace_tail_calls: record every tail call (about 35 instructions in front of each).
         instrument: rewriting passes such as ``faults.stub(…)``, in order; tracing and coverage come
             after them.
@@ -373,7 +348,7 @@ def load(
             obj._select(programs)
         obj._resize(max_entries or {})
         obj._load(all_passes)
-        obj._collect(map_types or {})
+        obj._collect(map_types or {}, log_maps)
     except BaseException:
         obj.close()
         raise

@@ -21,7 +21,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from .bulk import BulkResult
+    from .maps import Map
 
+# types whose test run takes a packet (bpf_prog_test_run_skb, _xdp, _flow_dissector in net/bpf)
+PACKET_TYPES = frozenset(
+    {
+        ProgType.SOCKET_FILTER,
+        ProgType.SCHED_CLS,
+        ProgType.SCHED_ACT,
+        ProgType.XDP,
+        ProgType.CGROUP_SKB,
+        ProgType.LWT_IN,
+        ProgType.LWT_OUT,
+        ProgType.LWT_XMIT,
+        ProgType.LWT_SEG6LOCAL,
+        ProgType.FLOW_DISSECTOR,
+    }
+)
 _DEFAULT_DATA_ROOM = 256  # bytes that a packet program may add in front of or behind the packet
 # the smallest Ethernet frame: what a packet program gets when the test does not care
 _ANY_PACKET = bytes(64)
@@ -56,13 +72,16 @@ class Program:
         self.session = session or Session()
 
     @classmethod
-    def from_fd(cls, fd: int, attach_type: str | int | None = None) -> Program:
+    def from_fd(
+        cls, fd: int, attach_type: str | int | None = None, *, maps: Iterable[Map] = ()
+    ) -> Program:
         """Wrap a program of someone else's, for example bcc's ``load_func(…).fd``; it stays theirs.
 
         Args:
             fd: the descriptor.
             attach_type: what it was loaded for, for socket-address programs: "connect4",
                 "cgroup/connect4" or the number. The kernel does not tell it.
+            maps: maps to look into after each run: socket storages, ring buffers, program arrays.
 
         Raises:
             SyscallError: ``fd`` is not a BPF program.
@@ -71,7 +90,10 @@ class Program:
         bpf.require_bpf_fd("wrap program", fd, "prog")
         if isinstance(attach_type, str):
             attach_type = attach_type_of(attach_type)
-        return cls(fd, attach_type=attach_type)
+        program = cls(fd, attach_type=attach_type)
+        program.session.name = program.name
+        program.session.watch({one.name: one for one in maps})
+        return program
 
     @property
     def attach_type(self) -> int:
@@ -142,7 +164,7 @@ class Program:
             context = self._context(ctx, dst, src, type, proto, family, sock)
         else:
             context = None if ctx is ... else ctx
-            if data is None and self.type != ProgType.SK_LOOKUP:
+            if data is None and self.type in PACKET_TYPES:
                 data = _ANY_PACKET
         raw = None if context is None else bytes(context)
         own = None

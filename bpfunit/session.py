@@ -39,7 +39,7 @@ class Session:
         self.journal: deque[Result | str] = deque(maxlen=_KEPT)
         self._storages: list[Map] = []
         self._arrays: list[ProgArray] = []
-        self._logs: set[str] = set()
+        self._logs: dict[str, Any] = {}
         self._rings: RingBuffers | None = None
         self._trace: TraceReader | None = None
         self._recorder: CallRecorder | None = None
@@ -63,13 +63,23 @@ class Session:
             self._resources.callback(self._recorder.close)
         return self._recorder
 
-    def watch(self, maps: dict[str, Map]) -> None:
-        """Look into those of an object's maps after each run that a run speaks through."""
+    def watch(self, maps: dict[str, Map], log_types: Mapping[str, Any] | None = None) -> None:
+        """Look into those of an object's maps after each run that a run speaks through.
+
+        Args:
+            maps: all maps of the object.
+            log_types: ring buffers of log records and the type of a record; None for all whose name
+                has "log" in it, with records {``__u32 ret; char msg[]``}.
+        """
         self.maps = maps
         self._storages = [m for m in maps.values() if m.type == MapType.SK_STORAGE]
         self._arrays = [m for m in maps.values() if isinstance(m, ProgArray)]
         rings = [m for m in maps.values() if m.type == MapType.RINGBUF]
-        self._logs = {ring.name for ring in rings if "log" in ring.name}
+        if log_types is None:
+            log_types = {ring.name: None for ring in rings if "log" in ring.name}
+        self._logs = dict(log_types)
+        for array in self._arrays:
+            array.recorder = self.recorder
         if rings:
             self._rings = RingBuffers(rings)
             self._resources.callback(self._rings.close)
@@ -140,7 +150,7 @@ class Session:
 
     def _log_lines(self, events: Mapping[str, list[bytes]]) -> list[LogLine]:
         return [
-            LogLine.from_record(name, raw)
+            LogLine.from_record(name, raw, self._logs[name])
             for name, records in events.items()
             if name in self._logs
             for raw in records
