@@ -107,6 +107,7 @@ class CoverageRecorder:
             probes_map.close()
             raise
         map_id = bpf.object_info("inspect coverage map", probes_map.fd, uapi.MapInfo()).id
+        ambient.kept_maps.add(map_id)
         alive = surviving_probes(trial.survivors, map_id, self.mode)
         template = Template(program, patched)
         model = Model(

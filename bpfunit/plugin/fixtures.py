@@ -13,6 +13,7 @@ import pytest
 import bpfunit
 from bpfunit import explain, session
 from bpfunit.net import explain_difference
+from bpfunit.rewrite import ambient
 
 _DEFAULT_OBJECT = "bpf/build/hook.bpf.o"
 
@@ -41,6 +42,17 @@ def bpf_object_path(request: pytest.FixtureRequest) -> Path:
     return path
 
 
+def _is_kept_map(fd: str) -> bool:
+    """Whether a descriptor is of a map that coverage keeps for the whole session."""
+    try:
+        fields = dict(
+            line.split(":", 1) for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
+        )
+    except (OSError, ValueError):
+        return False
+    return int(fields.get("map_id", 0)) in ambient.kept_maps
+
+
 def _bpf_descriptors() -> dict[int, str]:
     found = {}
     for entry in Path("/proc/self/fd").iterdir():
@@ -48,6 +60,8 @@ def _bpf_descriptors() -> dict[int, str]:
             target = str(entry.readlink())
         except OSError:
             continue  # the descriptor of this very listing
+        if _is_kept_map(entry.name):
+            continue
         if target.startswith(("anon_inode:bpf", "anon_inode:btf", "socket:")):
             found[int(entry.name)] = target
     return found

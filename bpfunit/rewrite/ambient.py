@@ -29,6 +29,9 @@ class AmbientPass(Instrumentation, RunObserver, Protocol):
 
 _passes: list[AmbientPass] = []
 
+kept_maps: set[int] = set()
+"""Ids of maps that passes keep open from one test to the next, on purpose."""
+
 
 def passes() -> list[Instrumentation]:
     """Return the passes that apply to every load, in order."""

@@ -128,7 +128,7 @@ def _load_once(
 def _records(address: int | None, count: int, size: int, known: int) -> bytes:
     """Return records cut to their ``known`` size; a newer compiler may append fields."""
     data = ctypes.string_at(address or 0, count * size)
-    if size == known:
+    if size == known or not count:
         return data
     return b"".join(data[start : start + known] for start in range(0, len(data), size))
 
