@@ -29,8 +29,3 @@ def assert_redirected(mesh: Mesh, run: Any, address: str, number: int) -> None:
     """The program let the connection proceed to another destination."""
     assert run.retval == PROCEED
     assert run.dst == (mesh.family.seen(address), number)
-
-
-def messages(run: Any) -> list[str]:
-    """Return the texts that the program logged during the run."""
-    return [line.text for line in run.log]

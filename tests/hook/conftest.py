@@ -30,9 +30,7 @@ def family(request: pytest.FixtureRequest) -> Family:
 
 
 @pytest.fixture
-def load_mesh(
-    bpf_load: Any, bpf_object_path: Any, family: Family
-) -> Iterator[Callable[..., Mesh]]:
+def load_mesh(bpf_load: Any, bpf_object_path: Any, family: Family) -> Iterator[Callable[..., Mesh]]:
     """A function that loads the hook afresh, with options of :func:`bpfunit.load`.
 
     The maps are empty but for the network namespace that the test runs in, which is managed; the

@@ -62,7 +62,7 @@ IPV4 = Family(
     **_IPV4_ADDRESSES,
 )
 
-# Every 32-bit word of these addresses differs from the others: a word left out or out of place shows.
+# Every 32-bit word of these addresses differs: a word left out or out of place shows.
 IPV6 = Family(
     name="ipv6",
     program="cgroup_connect6_prog",

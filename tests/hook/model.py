@@ -1,14 +1,16 @@
 """The hook's behaviour in plain Python, written from its description and not from its C.
 
-:func:`step` takes a mesh, a socket's memory and one call of a program, and returns every outcome that
-the description allows: more than one only where the hook chooses an endpoint at random. Addresses
-are bytes in network order, 4 or 16 in a call and always 16 in the maps; ports are host order.
+:func:`step` takes a mesh, a socket's memory and one call of a program, and returns every outcome
+that the description allows: more than one only where the hook chooses an endpoint at random.
+Addresses are bytes in network order, 4 or 16 in a call and always 16 in the maps; ports are host
+order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
 
 CONNECT4, CONNECT6 = "cgroup_connect4_prog", "cgroup_connect6_prog"
 SENDMSG4, RECVMSG4 = "bpf_redirect_dns_send", "bpf_restore_dns_recv"
@@ -16,17 +18,27 @@ SENDMSG4, RECVMSG4 = "bpf_redirect_dns_send", "bpf_restore_dns_recv"
 JOIN_PORT, LEAVE_PORT, DNS_PORT = 929, 930, 53
 CONTROL = {4: bytes([0, 0, 0, 2]), 16: bytes(15) + b"\x02"}
 MAPPED_PREFIX = bytes(10) + b"\xff\xff"
-NO_ADDRESS = bytes(16)
 DNS_PROXY = 0
 RANDOM, STRICT, FAILOVER = 0, 1, 2
+
+
+class Address(bytes):
+    """4 or 16 bytes that print as people write them: a failing case is to be read."""
+
+    def __repr__(self) -> str:
+        mapped = len(self) == 16 and self.startswith(MAPPED_PREFIX)
+        return f"::ffff:{ip_address(bytes(self[12:]))}" if mapped else str(ip_address(bytes(self)))
+
+
+NO_ADDRESS = Address(16)
 
 
 @dataclass(frozen=True)
 class Backend:
     """One entry of km_backend."""
 
-    address: bytes
-    waypoint: bytes = NO_ADDRESS
+    address: Address
+    waypoint: Address = NO_ADDRESS
     waypoint_port: int = 0
 
 
@@ -37,7 +49,7 @@ class Service:
     policy: int = RANDOM
     counts: tuple[int, ...] = (0,) * 7
     ports: tuple[tuple[int, int], ...] = ()
-    waypoint: bytes = NO_ADDRESS
+    waypoint: Address = NO_ADDRESS
     waypoint_port: int = 0
 
 
@@ -46,7 +58,7 @@ class World:
     """What the maps hold, and whether the caller's network namespace is managed."""
 
     managed: bool = True
-    frontends: dict[bytes, int] = field(default_factory=dict)
+    frontends: dict[Address, int] = field(default_factory=dict)
     services: dict[int, Service] = field(default_factory=dict)
     endpoints: dict[tuple[int, int, int], int] = field(default_factory=dict)
     backends: dict[int, Backend] = field(default_factory=dict)
@@ -57,7 +69,7 @@ class Call:
     """One call of a program: the address and port are the source for recvmsg4."""
 
     program: str
-    address: bytes
+    address: Address
     port: int
     tcp: bool = True
 
@@ -69,14 +81,14 @@ class Memory:
     exists: bool = False
     observed: int = 0
     via_waypoint: bool = False
-    original: tuple[bytes, int] | None = None
+    original: tuple[Address, int] | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What one call did: where the connection goes, what the socket remembers, who is managed."""
 
-    address: bytes
+    address: Address
     port: int
     memory: Memory
     managed: bool
@@ -87,7 +99,7 @@ class Outcome:
 class _Route:
     """A success of traffic control; no address means that the destination stays."""
 
-    address: bytes | None = None
+    address: Address | None = None
     port: int = 0
     via_waypoint: bool = False
 
@@ -120,18 +132,18 @@ def _dns_question(world: World, start: Outcome) -> Outcome:
     if proxy is None:
         return start
     memory = _remember(start.memory, start.address, start.port, via_waypoint=False)
-    return replace(start, address=proxy.address[:4], memory=memory)
+    return replace(start, address=Address(proxy.address[:4]), memory=memory)
 
 
 def _dns_answer(world: World, start: Outcome) -> Outcome:
     if start.port != DNS_PORT or DNS_PROXY not in world.backends:
         return start
     saved = start.memory.original
-    address = saved[0] if saved else bytes(4)
+    address = saved[0] if saved else Address(4)
     return replace(start, address=address, memory=replace(start.memory, exists=True))
 
 
-def _remember(memory: Memory, address: bytes, port: int, *, via_waypoint: bool) -> Memory:
+def _remember(memory: Memory, address: Address, port: int, *, via_waypoint: bool) -> Memory:
     return replace(
         memory,
         exists=True,
@@ -141,16 +153,14 @@ def _remember(memory: Memory, address: bytes, port: int, *, via_waypoint: bool) 
 
 
 def _follow(route: _Route, start: Outcome) -> Outcome:
-    memory = _remember(
-        start.memory, start.address, start.port, via_waypoint=route.via_waypoint
-    )
+    memory = _remember(start.memory, start.address, start.port, via_waypoint=route.via_waypoint)
     if route.address is None:
         return replace(start, memory=memory)
     address = route.address
     if len(start.address) == 4:
-        address = address[:4]
+        address = Address(address[:4])
     elif start.address.startswith(MAPPED_PREFIX) and not address.startswith(MAPPED_PREFIX):
-        address = MAPPED_PREFIX + address[:4]
+        address = Address(MAPPED_PREFIX + address[:4])
     return replace(
         start, address=address, port=route.port, memory=memory, tail_call=route.via_waypoint
     )
@@ -173,10 +183,10 @@ def _routes(world: World, call: Call) -> Iterator[_Route | None]:
         yield None
 
 
-def _map_key(address: bytes) -> bytes:
+def _map_key(address: bytes) -> Address:
     if address.startswith(MAPPED_PREFIX):
         address = address[12:]
-    return address.ljust(16, b"\0")
+    return Address(address.ljust(16, b"\0"))
 
 
 def _service_routes(world: World, call: Call, service_id: int) -> Iterator[_Route | None]:

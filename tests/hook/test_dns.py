@@ -11,15 +11,19 @@ import pytest
 from bpfunit import faults
 
 from .checks import assert_left_alone, assert_passed_untouched
-from .families import IPV4, IPV6, V4_MAPPED, over
+from .families import IPV4, IPV6, V4_MAPPED, Family, over
 from .mesh import DNS, JOIN, LEAVE, Mesh
 
 RESOLVER, PROXY, ELSEWHERE = "10.96.0.10", "127.0.0.6", "10.96.0.11"
 SEND, RECEIVE = "bpf_redirect_dns_send", "bpf_restore_dns_recv"
 
-pytestmark = over(IPV4)
-
 Ask = Callable[..., Any]
+
+
+@pytest.fixture
+def family() -> Family:
+    """IPv4 alone: the mesh's DNS programs and its proxy know no other."""
+    return IPV4
 
 
 @pytest.fixture(params=["connect over UDP", "connect over TCP", "sendmsg"])

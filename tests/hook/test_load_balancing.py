@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from bpfunit import faults
+from bpfunit import faults, ip
 
 from .checks import assert_redirected
 from .families import IPV4, over
@@ -73,8 +73,10 @@ def test_endpoints_are_chosen_evenly(mesh: Mesh):
     runs, pods = 5000, mesh.family.pods
     mesh.service(mesh.family.vip, ports={80: 8080}, endpoints=pods)
 
-    contexts = [mesh.program.craft(dst=(mesh.family.vip, 80))] * runs
-    chosen = Counter(mesh.program.run_many(contexts).dst_hosts)
+    context = mesh.program.craft(dst=(mesh.family.vip, 80))
+    bulk = mesh.program.run_many(bytes(context) * runs, fresh=False)
+    by_address = Counter(context.user_ip4 for context in bulk.ctx)
+    chosen = {str(ip(address)): count for address, count in by_address.items()}
 
     assert set(chosen) == set(pods)
     expected = runs / len(pods)

@@ -8,7 +8,7 @@ import pytest
 
 from bpfunit import faults
 
-from .checks import assert_left_alone, assert_passed_untouched, assert_redirected, messages
+from .checks import assert_left_alone, assert_passed_untouched, assert_redirected
 from .families import IPV4, IPV6, Family, over
 from .mesh import JOIN, LEAVE, Mesh, netns_cookie
 
@@ -136,9 +136,7 @@ def _neighbours(family: Family) -> list[str]:
 
 
 @pytest.mark.parametrize("number", [JOIN, LEAVE])
-def test_the_control_ports_of_other_addresses_control_nothing(
-    unmanaged_mesh: Mesh, number: int
-):
+def test_the_control_ports_of_other_addresses_control_nothing(unmanaged_mesh: Mesh, number: int):
     mesh = unmanaged_mesh
     if number == LEAVE:
         mesh.manage()
@@ -181,15 +179,11 @@ def test_joining_with_a_full_map_is_logged(unmanaged_mesh: Mesh):
     with faults.full_map(unmanaged_mesh.obj.maps.km_manage):
         run = unmanaged_mesh.join()
 
-    assert messages(run) == [
-        "error: cannot manage this network namespace: km_manage refused it"
-    ]
+    assert run.log == ["error: cannot manage this network namespace: km_manage refused it"]
 
 
 @pytest.mark.own_messages
 def test_leaving_without_having_joined_is_logged(unmanaged_mesh: Mesh):
     run = unmanaged_mesh.leave()
 
-    assert messages(run) == [
-        "error: cannot stop managing this network namespace: it is not managed"
-    ]
+    assert run.log == ["error: cannot stop managing this network namespace: it is not managed"]

@@ -9,7 +9,7 @@ import pytest
 
 from bpfunit import faults
 
-from .checks import assert_left_alone, assert_redirected, messages
+from .checks import assert_left_alone, assert_redirected
 from .mesh import Mesh
 
 
@@ -95,7 +95,7 @@ def test_failing_storage_has_its_messages(load_mesh: Callable[..., Mesh]):
 
     run = mesh.connect(mesh.family.vip, 80)
 
-    assert messages(run) == [
+    assert run.log == [
         "error: cannot record the time of this connect: no socket storage",
         "error: cannot remember the original destination: no socket storage",
     ]

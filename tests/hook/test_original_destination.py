@@ -72,9 +72,7 @@ def test_waypoint_connection_remembers_both(mesh: Mesh):
 
 
 def test_nothing_else_is_written_to_the_storage(mesh: Mesh):
-    mesh.service(
-        mesh.family.vip, ports={80: 8080}, waypoint=(mesh.family.waypoint, 15008)
-    )
+    mesh.service(mesh.family.vip, ports={80: 8080}, waypoint=(mesh.family.waypoint, 15008))
 
     storage = mesh.connect(mesh.family.vip, 80).storage("km_sockstorage")
 

@@ -8,7 +8,7 @@ import pytest
 
 from bpfunit import faults
 
-from .checks import PROCEED, assert_left_alone, assert_redirected, messages
+from .checks import PROCEED, assert_left_alone, assert_redirected
 from .families import IPV4, V4_MAPPED, over
 from .mesh import Mesh
 
@@ -144,7 +144,7 @@ def test_filled_slot_logs_no_error(waypoint_mesh: Mesh):
 
     run = waypoint_mesh.connect(waypoint_mesh.family.vip, 80)
 
-    assert messages(run) == []
+    assert run.log == []
 
 
 @pytest.mark.own_messages
@@ -152,9 +152,7 @@ def test_empty_slot_is_logged_by_its_arrays_name(waypoint_mesh: Mesh):
     run = waypoint_mesh.connect(waypoint_mesh.family.vip, 80)
 
     array = waypoint_mesh.family.tail_array
-    assert messages(run) == [
-        f"error: waypoint connection: {array} has no program to go on with"
-    ]
+    assert run.log == [f"error: waypoint connection: {array} has no program to go on with"]
 
 
 @over(IPV4, V4_MAPPED)
@@ -214,7 +212,7 @@ def test_a_waypoint_that_leads_to_itself_ends_at_the_kernels_limit(looping_mesh:
 
     run = mesh.connect(family.vip, 80)
 
-    # MAX_TAIL_CALL_CNT in include/linux/bpf.h; it was 32 until Linux 5.16, where the x86 JIT made 33
+    # MAX_TAIL_CALL_CNT in include/linux/bpf.h; it was 32 before 5.16, and the x86 JIT made 33
     assert len(run.tail_calls) == 33
     assert run.retval == PROCEED
     assert run.dst == (family.seen(family.waypoint), WAYPOINT_PORT)

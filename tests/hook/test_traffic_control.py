@@ -6,7 +6,7 @@ import pytest
 
 from bpfunit import ip, port
 
-from .checks import assert_left_alone, assert_passed_untouched, assert_redirected, messages
+from .checks import assert_left_alone, assert_passed_untouched, assert_redirected
 from .families import IPV6, over
 from .mesh import Mesh, Policy
 
@@ -137,9 +137,7 @@ def test_service_with_a_waypoint_goes_to_it_whatever_the_policy(mesh: Mesh, poli
 
 def test_service_with_a_waypoint_needs_no_endpoint_and_no_port(mesh: Mesh):
     family = mesh.family
-    mesh.service(
-        family.vip, ports={}, policy=Policy.STRICT, waypoint=(family.waypoint, 15008)
-    )
+    mesh.service(family.vip, ports={}, policy=Policy.STRICT, waypoint=(family.waypoint, 15008))
 
     run = mesh.connect(family.vip, 80)
 
@@ -343,9 +341,7 @@ def test_endpoint_of_another_service_is_not_used(mesh: Mesh):
 @pytest.mark.parametrize("kind", ["missing endpoint", "missing backend", "missing port"])
 def test_strict_policy_logs_every_failure(mesh: Mesh, kind: str):
     uid = 4711 if kind == "missing backend" else mesh.family.pod
-    service = mesh.service(
-        mesh.family.vip, ports={80: 8080}, policy=Policy.STRICT, endpoints=[uid]
-    )
+    service = mesh.service(mesh.family.vip, ports={80: 8080}, policy=Policy.STRICT, endpoints=[uid])
     if kind == "missing endpoint":
         mesh.forget_endpoint(service, 1)
 
@@ -360,7 +356,7 @@ def test_success_logs_no_error(mesh: Mesh, policy: Policy):
 
     run = mesh.connect(mesh.family.vip, 80)
 
-    assert messages(run) == []
+    assert run.log == []
 
 
 @pytest.mark.own_messages
@@ -368,7 +364,7 @@ def test_each_failure_has_its_message(mesh: Mesh):
     vip, maps = mesh.family.vip, mesh.obj.maps
 
     def said() -> list[str]:
-        return messages(mesh.connect(vip, 80))
+        return list(mesh.connect(vip, 80).log)
 
     mesh.frontend(vip, 7)
     assert said() == ["error: frontend without its service or backend"]

@@ -1,0 +1,34 @@
+"""The hook against its model: random meshes and calls, a difference shrunk to a readable case."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hypothesis import HealthCheck, given, settings
+
+from .arena import Arena
+from .families import IPV4, over
+from .mesh import Mesh
+from .scenarios import Scenario, scenarios
+
+CASES = 20_000
+_SCENARIOS = 520  # of 1 to 240 calls, 45 on average
+
+
+@over(IPV4)  # the scenarios mix the families themselves
+def test_hook_and_model_agree(load_mesh: Callable[..., Mesh]):
+    arena = Arena(load_mesh().obj)
+
+    @settings(
+        max_examples=_SCENARIOS,
+        deadline=None,
+        database=None,  # the guest's disk is gone after the run
+        print_blob=True,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+    @given(scenario=scenarios())
+    def agree(scenario: Scenario) -> None:
+        arena.play(scenario)
+
+    agree()
+    assert arena.cases >= CASES
