@@ -110,7 +110,8 @@ def pytest_testnodedown(node: object) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """List the reasons, each with how many tests it kept from running."""
-    for said in sorted(terminalreporter.config.stash.get(_SAID, set[str]())):
+    engines_said: set[str] = terminalreporter.config.stash.get(_SAID, set())
+    for said in sorted(engines_said):
         if "(" in said:
             terminalreporter.write_line(f"bpf engine: {said}")
     reports = terminalreporter.stats.get(_CATEGORY, [])

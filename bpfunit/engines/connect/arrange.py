@@ -8,7 +8,6 @@ so that nothing leaves the guest.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import select
 import socket
@@ -16,11 +15,10 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..._sys import libc, sockets
+from ... import netns
+from ..._sys import sockets
 from .crafted import Crafted
 
-_SIOCGSKNS = 0x894C  # include/uapi/linux/sockios.h, since Linux 4.10
-_LOOPBACK_INDEX = 1  # lo is the first interface of every network namespace (net/core/dev.c)
 _TCP_REPAIR = 19
 _IP_FREEBIND, _IP_BIND_ADDRESS_NO_PORT = 15, 24
 _IPV6_FREEBIND, _IPV6_HDRINCL = 78, 36
@@ -28,27 +26,6 @@ _DELIVERY_SECONDS = 2.0  # loopback delivers within the send; a loaded guest may
 _ANY4, _ANY6 = bytes(4), bytes(16)
 _MAPPED = bytes(10) + b"\xff\xff"
 _UNSPEC = struct.pack("=H14x", socket.AF_UNSPEC)
-
-
-@contextmanager
-def namespace_of(sock: socket.socket) -> Iterator[None]:
-    """Work in the network namespace of a socket within the block."""
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        theirs = fcntl.ioctl(sock.fileno(), _SIOCGSKNS)
-        try:
-            if os.path.samestat(os.fstat(theirs), os.fstat(home)):
-                yield
-                return
-            libc.setns(theirs, libc.CLONE_NEWNET)
-            try:
-                yield
-            finally:
-                libc.setns(home, libc.CLONE_NEWNET)
-        finally:
-            os.close(theirs)
-    finally:
-        os.close(home)
 
 
 def disconnect(sock: socket.socket) -> None:
@@ -117,7 +94,7 @@ def queue_datagram(crafted: Crafted, sock: socket.socket) -> None:
     packet = _udp_packet(source, crafted.port, target, port)
     family = socket.AF_INET if len(source) == 4 else socket.AF_INET6
     host = socket.inet_ntop(family, target)
-    with namespace_of(sock), _raw_socket(family) as raw:
+    with netns.of_socket(sock), _raw_socket(family) as raw:
         try:
             raw.sendto(packet, (host, 0))
         except OSError as error:
@@ -128,42 +105,24 @@ def queue_datagram(crafted: Crafted, sock: socket.socket) -> None:
 
 # ---- a socket connected to anybody, bound to anything ----
 
-_NEWROUTE, _DELROUTE = 24, 25  # include/uapi/linux/rtnetlink.h
-_REQUEST_ACK, _CREATE_NEW = 0x01 | 0x04, 0x200 | 0x400
-_TABLE_MAIN, _PROTOCOL_STATIC, _SCOPE_HOST, _TYPE_LOCAL = 254, 4, 254, 2
-_RTA_DST, _RTA_OIF = 1, 4
-
-
-def _change_route(netlink: socket.socket, change: int, address: bytes) -> int:
-    """Add or remove the local route to one host over the loopback interface; return the errno."""
-    family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
-    scope = (_TABLE_MAIN, _PROTOCOL_STATIC, _SCOPE_HOST, _TYPE_LOCAL)
-    body = struct.pack("=8BI", family, 8 * len(address), 0, 0, *scope, 0)
-    body += struct.pack("=HH", 4 + len(address), _RTA_DST) + address
-    body += struct.pack("=HHI", 8, _RTA_OIF, _LOOPBACK_INDEX)
-    flags = _REQUEST_ACK | (_CREATE_NEW if change == _NEWROUTE else 0)
-    netlink.send(struct.pack("=IHHII", 16 + len(body), change, flags, 1, 0) + body)
-    # struct nlmsgerr: the header, then the negative errno
-    return -int(struct.unpack_from("=16xi", netlink.recv(4096))[0])
-
 
 @contextmanager
 def route(address: bytes) -> Iterator[None]:
     """Have a local route to one host, in the current network namespace, within the block."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as netlink:
-        added = _change_route(netlink, _NEWROUTE, address) == 0
-        try:
-            yield
-        finally:
-            if added:
-                _change_route(netlink, _DELROUTE, address)
+    host = socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)
+    added = netns.change_route(host, 8 * len(address), add=True) == 0
+    try:
+        yield
+    finally:
+        if added:
+            netns.change_route(host, 8 * len(address), add=False)
 
 
 def _scope(address: bytes) -> int:
     """Return the interface that a link-local IPv6 address needs with it, 0 for others."""
     link_local = address[:1] == b"\xfe" and len(address) == 16 and address[1] & 0xC0 == 0x80
     multicast = address[:1] == b"\xff" and len(address) == 16 and address[1] & 0x0F in (1, 2)
-    return _LOOPBACK_INDEX if link_local or multicast else 0
+    return netns.LOOPBACK_INDEX if link_local or multicast else 0
 
 
 @contextmanager
@@ -183,7 +142,7 @@ def connected(crafted: Crafted, sock: socket.socket, ours: bool) -> Iterator[Non
         return
     repair = sock.type == socket.SOCK_STREAM
     host = crafted.address[12:] if crafted.address[:12] == _MAPPED else crafted.address
-    with namespace_of(sock), route(host):
+    with netns.of_socket(sock), route(host):
         if repair:
             sock.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, 1)
         try:

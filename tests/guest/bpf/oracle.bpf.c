@@ -22,7 +22,7 @@ struct plan {
 	__u32 port;
 	__u32 rewrite_src;
 	__u32 src[4];
-	__s32 error; /* for bpf_set_retval(), 0 for none */
+	__u32 error; /* of which bpf_set_retval() gets the negative, 0 for none */
 	__u32 remember; /* write socket storage */
 };
 
@@ -142,79 +142,85 @@ static __always_inline struct plan *look(struct bpf_sock_addr *ctx, struct seen 
 	return plan;
 }
 
-#define ADDRESS_4()						\
-	do {							\
-		seen->user_ip[0] = ctx->user_ip4;		\
-		if (plan->rewrite_ip)				\
-			ctx->user_ip4 = plan->ip[0];		\
-		if (plan->rewrite_port)				\
-			ctx->user_port = plan->port;		\
+#define ADDRESS_4()                                  \
+	do {                                         \
+		seen->user_ip[0] = ctx->user_ip4;    \
+		if (plan->rewrite_ip)                \
+			ctx->user_ip4 = plan->ip[0]; \
+		if (plan->rewrite_port)              \
+			ctx->user_port = plan->port; \
 	} while (0)
 
-#define ADDRESS_6()						\
-	do {							\
-		seen->user_ip[0] = ctx->user_ip6[0];		\
-		seen->user_ip[1] = ctx->user_ip6[1];		\
-		seen->user_ip[2] = ctx->user_ip6[2];		\
-		seen->user_ip[3] = ctx->user_ip6[3];		\
-		if (plan->rewrite_ip) {				\
-			ctx->user_ip6[0] = plan->ip[0];		\
-			ctx->user_ip6[1] = plan->ip[1];		\
-			ctx->user_ip6[2] = plan->ip[2];		\
-			ctx->user_ip6[3] = plan->ip[3];		\
-		}						\
-		if (plan->rewrite_port)				\
-			ctx->user_port = plan->port;		\
+#define ADDRESS_6()                                     \
+	do {                                            \
+		seen->user_ip[0] = ctx->user_ip6[0];    \
+		seen->user_ip[1] = ctx->user_ip6[1];    \
+		seen->user_ip[2] = ctx->user_ip6[2];    \
+		seen->user_ip[3] = ctx->user_ip6[3];    \
+		if (plan->rewrite_ip) {                 \
+			ctx->user_ip6[0] = plan->ip[0]; \
+			ctx->user_ip6[1] = plan->ip[1]; \
+			ctx->user_ip6[2] = plan->ip[2]; \
+			ctx->user_ip6[3] = plan->ip[3]; \
+		}                                       \
+		if (plan->rewrite_port)                 \
+			ctx->user_port = plan->port;    \
 	} while (0)
 
-#define SOURCE_4()						\
-	do {							\
-		seen->src[0] = ctx->msg_src_ip4;		\
-		if (plan->rewrite_src)				\
-			ctx->msg_src_ip4 = plan->src[0];	\
+#define SOURCE_4()                                       \
+	do {                                             \
+		seen->src[0] = ctx->msg_src_ip4;         \
+		if (plan->rewrite_src)                   \
+			ctx->msg_src_ip4 = plan->src[0]; \
 	} while (0)
 
-#define SOURCE_6()						\
-	do {							\
-		seen->src[0] = ctx->msg_src_ip6[0];		\
-		seen->src[1] = ctx->msg_src_ip6[1];		\
-		seen->src[2] = ctx->msg_src_ip6[2];		\
-		seen->src[3] = ctx->msg_src_ip6[3];		\
-		if (plan->rewrite_src) {			\
-			ctx->msg_src_ip6[0] = plan->src[0];	\
-			ctx->msg_src_ip6[1] = plan->src[1];	\
-			ctx->msg_src_ip6[2] = plan->src[2];	\
-			ctx->msg_src_ip6[3] = plan->src[3];	\
-		}						\
+#define SOURCE_6()                                          \
+	do {                                                \
+		seen->src[0] = ctx->msg_src_ip6[0];         \
+		seen->src[1] = ctx->msg_src_ip6[1];         \
+		seen->src[2] = ctx->msg_src_ip6[2];         \
+		seen->src[3] = ctx->msg_src_ip6[3];         \
+		if (plan->rewrite_src) {                    \
+			ctx->msg_src_ip6[0] = plan->src[0]; \
+			ctx->msg_src_ip6[1] = plan->src[1]; \
+			ctx->msg_src_ip6[2] = plan->src[2]; \
+			ctx->msg_src_ip6[3] = plan->src[3]; \
+		}                                           \
 	} while (0)
 
-#define SET_RETVAL()						\
-	do {							\
-		if (has_set_retval && plan->error)		\
-			bpf_set_retval(plan->error);		\
+static __always_inline void set_retval(const struct plan *plan)
+{
+	int error = plan->error & 0xfff; /* MAX_ERRNO, which the verifier wants to see */
+
+	if (has_set_retval && error)
+		bpf_set_retval(-error);
+}
+
+#define SET_RETVAL() set_retval(plan)
+
+#define NOTHING() \
+	do {      \
 	} while (0)
 
-#define NOTHING() do { } while (0)
-
-#define ORACLE(name, section, address, source, errors, verdict)	\
-	SEC(section)						\
-	int name(struct bpf_sock_addr *ctx)			\
-	{							\
-		struct seen *seen;				\
-		struct plan *plan = look(ctx, &seen);		\
-								\
-		if (!plan)					\
-			return 1;				\
-		address();					\
-		source();					\
-		errors();					\
-		return verdict;					\
+#define ORACLE(name, section, address, source, errors, verdict) \
+	SEC(section)                                            \
+	int name(struct bpf_sock_addr *ctx)                     \
+	{                                                       \
+		struct seen *seen;                              \
+		struct plan *plan = look(ctx, &seen);           \
+                                                                \
+		if (!plan)                                      \
+			return 1;                               \
+		address();                                      \
+		source();                                       \
+		errors();                                       \
+		return verdict;                                 \
 	}
 
 ORACLE(connect4, "cgroup/connect4", ADDRESS_4, NOTHING, SET_RETVAL, plan->verdict & 1)
 ORACLE(connect6, "cgroup/connect6", ADDRESS_6, NOTHING, SET_RETVAL, plan->verdict & 1)
-ORACLE(bind4, "cgroup/bind4", ADDRESS_4, NOTHING, SET_RETVAL, plan->verdict & bind_verdicts)
-ORACLE(bind6, "cgroup/bind6", ADDRESS_6, NOTHING, SET_RETVAL, plan->verdict & bind_verdicts)
+ORACLE(bind4, "cgroup/bind4", ADDRESS_4, NOTHING, SET_RETVAL, plan->verdict &bind_verdicts)
+ORACLE(bind6, "cgroup/bind6", ADDRESS_6, NOTHING, SET_RETVAL, plan->verdict &bind_verdicts)
 ORACLE(sendmsg4, "cgroup/sendmsg4", ADDRESS_4, SOURCE_4, SET_RETVAL, plan->verdict & 1)
 ORACLE(sendmsg6, "cgroup/sendmsg6", ADDRESS_6, SOURCE_6, SET_RETVAL, plan->verdict & 1)
 ORACLE(recvmsg4, "cgroup/recvmsg4", ADDRESS_4, NOTHING, NOTHING, 1)
