@@ -35,13 +35,10 @@ RECHECK_AGE_S = 60
 _IMAGE = r"linux-image-(\d+\.\d+\.\d+[^-]*(?:-\d[\w.+~]*)?-{flavour})"
 # Since 6.19 an image package is empty and depends on linux-base-, linux-binary- and linux-modules-.
 _OF_A_KERNEL = re.compile(r"linux-(base|binary|modules|headers|kbuild)-\d")
-_HEADERS = re.compile(r"linux-(headers|kbuild)-")
-# Headers come with all architectures; building needs x86 alone.
-_NOT_UNPACKED = ("./usr/share", "./usr/src/*-common/arch/[!x]*", "./usr/src/*-common/arch/xtensa")
-
-
 # Holds modules.order and modules.builtin. The archive drops it while it keeps the signed image.
 _OPTIONAL = re.compile(r"linux-base-\d")
+# Headers come with all architectures; building needs x86 alone.
+_NOT_UNPACKED = ("./usr/share", "./usr/src/*-common/arch/[!x]*", "./usr/src/*-common/arch/xtensa")
 
 
 class IncompleteError(FetchError):
@@ -73,15 +70,13 @@ def indexes(catalogue: Catalogue, entry: Entry) -> list[SuiteIndex]:
     return [SuiteIndex(catalogue, suite, cache_dir() / "apt") for suite in entry.suites]
 
 
-def find_release(
-    catalogue: Catalogue, entry: Entry, release: str, max_age_s: float | None = None
-) -> Plan | None:
+def find_release(catalogue: Catalogue, entry: Entry, release: str) -> Plan | None:
     """Look an exact release up in the entry's suites; None when none has it.
 
     An index that lacks it is fetched again before it is believed.
     """
     for index in indexes(catalogue, entry):
-        fetched = index.refresh() if max_age_s is None else index.refresh(max_age_s)
+        fetched = index.refresh()
         plan = _plan(index, entry, release)
         if plan is None and not fetched and index.refresh(RECHECK_AGE_S):
             plan = _plan(index, entry, release)

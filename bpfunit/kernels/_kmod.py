@@ -9,11 +9,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bpfunit._paths import cache_dir, vm_dir
 from bpfunit.kernels._cache import building, locked
+from bpfunit.kernels._parallel import side_by_side
 from bpfunit.kernels._progress import Reporter, Task
 from bpfunit.kernels._toolchain import Toolchain, choose
 from bpfunit.kernels.errors import ModuleBuildError
@@ -68,10 +68,10 @@ def modules_for(kernels: Sequence[Kernel]) -> list[Path]:
     Raises:
         ModuleBuildError: for the first that fails; the others are built to the end.
     """
-    workers = min(len(kernels), os.cpu_count() or 1) or 1
-    with Reporter() as reporter, ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(module_for, kernel, reporter=reporter) for kernel in kernels]
-    return [future.result() for future in futures]
+    with Reporter() as reporter:
+        return side_by_side(
+            lambda kernel: module_for(kernel, reporter=reporter), kernels, os.cpu_count() or 1
+        )
 
 
 def _files(source: Path) -> list[Path]:

@@ -71,7 +71,7 @@ def inventory() -> list[Status]:
 
 
 def remove(spec: str) -> int:
-    """Remove a kernel and its modules from the cache.
+    """Remove a kernel, its modules and its boot files from the cache.
 
     Args:
         spec: a series, which stands for all its cached releases; an exact release; or ``"all"``.
@@ -85,19 +85,24 @@ def remove(spec: str) -> int:
     records = cached_records()
     chosen = [r for r in records if spec in {"all", r.series, r.release}]
     if not chosen and spec != "all":
-        raise UnknownKernelError(f"{spec} in the cache", [r.release for r in records])
+        cached = [record.release for record in records]
+        raise UnknownKernelError("remove kernel from the cache", spec, cached)
     freed = 0
     for record in chosen:
         directory = kernel_dir(record.release)
         with locked(directory):
             freed += disk_usage(directory)
             shutil.rmtree(directory)
-        for module in (cache_dir() / "modules").glob(f"{record.release}-*"):
-            if module.is_dir():
-                freed += disk_usage(module)
-                shutil.rmtree(module)
+        # What was made for it: modules, and the files that guests boot from.
+        made = [path for area in ("modules", "boot") for path in (cache_dir() / area).glob("*")]
+        for path in made:
+            if not path.name.startswith(f"{record.release}-"):
+                continue
+            if path.is_dir():
+                freed += disk_usage(path)
+                shutil.rmtree(path)
             else:
-                module.unlink()
+                path.unlink()
     return freed
 
 

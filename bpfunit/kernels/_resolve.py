@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from bpfunit.kernels._cache import (
     save_substitute,
 )
 from bpfunit.kernels._local import local_kernel
+from bpfunit.kernels._parallel import side_by_side
 from bpfunit.kernels._progress import Reporter, Task
 from bpfunit.kernels.catalogue import Catalogue, Entry, load_catalogue
 from bpfunit.kernels.errors import PinVanishedError, RefusedKernelError, UnknownKernelError
@@ -46,7 +46,7 @@ def resolve(
         RefusedKernelError: the catalogue lists it and says why it cannot be run.
         UnknownKernelError: nothing has that name; the message lists what there is.
         FetchError: the archive cannot be reached, or its contents were refused.
-        PinVanishedError: in strict mode, when the pinned release is gone.
+        PinVanishedError: the pinned release is gone, and `strict` is set or the series is gone too.
     """
     text = os.fspath(spec)
     catalogue = load_catalogue()
@@ -78,9 +78,8 @@ def resolve_many(specs: str | Sequence[str | Path]) -> list[Kernel]:
     for spec in [specs] if isinstance(specs, str) else specs:
         wanted.update(dict.fromkeys(everything if spec == "all" else [spec]))
     # Two at a time: one kernel unpacks while the next one downloads.
-    with Reporter() as reporter, ThreadPoolExecutor(max_workers=2) as pool:
-        futures = [pool.submit(resolve, spec, reporter=reporter) for spec in wanted]
-    kernels = [future.result() for future in futures]
+    with Reporter() as reporter:
+        kernels = side_by_side(lambda spec: resolve(spec, reporter=reporter), wanted, workers=2)
     return list({kernel.image: kernel for kernel in kernels}.values())
 
 
@@ -95,9 +94,10 @@ def _pinned(catalogue: Catalogue, entry: Entry, strict: bool, task: Task) -> Ker
     newest = _fetch.find_newest(catalogue, entry)
     suites = ", ".join(suite.name for suite in entry.suites)
     if newest is None:
-        raise UnknownKernelError(
-            f"{entry.release} (gone from {suites}, and so is all of {entry.series})",
-            [other.release for other in catalogue.entries if other != entry],
+        raise PinVanishedError(
+            f"fetch {entry.series}: the pinned {entry.release} is gone from {suites}, and so is "
+            f"every other release of {entry.series}; take it out of {catalogue.path}, or name "
+            "another suite there"
         )
     if strict:
         raise PinVanishedError(
@@ -129,7 +129,8 @@ def _unpinned(catalogue: Catalogue, spec: str, task: Task) -> Kernel:
             if plan := _fetch.find_release(catalogue, candidate, release):
                 return _kernel(_fetch.fetch(catalogue, candidate, plan, task), entry)
     available = [f"{e.series} ({e.release})" for e in catalogue.entries]
-    raise UnknownKernelError(spec, [*available, "or the path of an image or build tree"])
+    available.append("or the path of an image or build tree")
+    raise UnknownKernelError("resolve kernel", spec, available)
 
 
 def _kernel(record: Record, entry: Entry, note: str = "") -> Kernel:

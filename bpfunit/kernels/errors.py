@@ -18,16 +18,13 @@ class CatalogueError(KernelsError):
 class UnknownKernelError(KernelsError, NotFoundError):
     """A kernel that is neither in the catalogue nor a path; the message lists what there is."""
 
-    def __init__(self, spec: str, available: list[str]) -> None:
-        NotFoundError.__init__(self, "resolve kernel", spec, available)
-
 
 class FetchError(KernelsError):
     """A kernel's packages could not be had from the archive, or were refused."""
 
 
 class PinVanishedError(FetchError):
-    """The pinned release is gone from the archive, and strict pins were asked for."""
+    """The pinned release is gone from the archive, and nothing may or can take its place."""
 
 
 class RefusedKernelError(KernelsError):
