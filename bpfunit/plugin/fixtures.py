@@ -11,11 +11,19 @@ from typing import Any
 import pytest
 
 import bpfunit
-from bpfunit import explain, session
+from bpfunit import _native, explain, session
+from bpfunit.guest import in_guest
 from bpfunit.net import explain_difference
 from bpfunit.rewrite import ambient
 
 _DEFAULT_OBJECT = "bpf/build/hook.bpf.o"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile on the host, before guests start, what would take them far longer."""
+    if config.getoption("kernel", None) and not in_guest() and (built := _native.build()):
+        os.environ[_native.PATH_VARIABLE] = str(built)
 
 
 @pytest.fixture

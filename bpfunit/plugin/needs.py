@@ -1,0 +1,70 @@
+"""The marker ``needs``: a test that only makes sense where the kernel has a feature.
+
+An older kernel skips the test and says what it lacks. A kernel that should have the feature and
+does not fails it: a skip that nobody expected hides a broken probe or a broken kernel.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from bpfunit import features
+from bpfunit.guest import in_guest
+
+_FORM = 'needs(since="5.18", helper="bpf_get_retval")'
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker."""
+    config.addinivalue_line(
+        "markers",
+        "needs(since, helper=, kfunc=, map_type=, prog_type=, type=): the kernel must have this"
+        " feature; one older than `since` skips the test, a newer one that lacks it fails it",
+    )
+
+
+def _version(text: object) -> tuple[int, int, int]:
+    found = re.fullmatch(r"(\d+)\.(\d+)(?:\.(\d+))?", str(text))
+    if found is None:
+        raise pytest.UsageError(f"marker needs: since is {text!r}; expected the form {_FORM}")
+    return int(found[1]), int(found[2]), int(found[3] or 0)
+
+
+def verdict(mark: pytest.Mark) -> tuple[str, bool] | None:
+    """Return why a marked test cannot run here and whether that is a failure; None when it can.
+
+    Raises:
+        pytest.UsageError: the marker's form is wrong.
+    """
+    if mark.args or "since" not in mark.kwargs:
+        raise pytest.UsageError(f"marker needs: expected the form {_FORM}")
+    asked = {name: value for name, value in mark.kwargs.items() if name != "since"}
+    since = _version(mark.kwargs["since"])
+    is_older = features.kernel_version() < since
+    try:
+        lacking = features.missing(**asked)
+    except TypeError:
+        raise pytest.UsageError(
+            f"marker needs: no such feature among {', '.join(asked)}; expected the form {_FORM}"
+        ) from None
+    if not asked and is_older:
+        return f"{features.kernel_release()} is older than {mark.kwargs['since']}", False
+    if lacking is None:
+        return None
+    if is_older:
+        return lacking, False
+    return f"{lacking}, which kernels from {mark.kwargs['since']} on have", True
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip or fail a test whose feature is not there."""
+    if not in_guest():
+        return
+    for mark in item.iter_markers("needs"):
+        if found := verdict(mark):
+            reason, is_failure = found
+            if is_failure:
+                pytest.fail(reason, pytrace=False)
+            pytest.skip(reason)
