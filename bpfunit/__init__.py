@@ -10,18 +10,19 @@ Load an object, fill its maps, run a program with a crafted context, look at wha
 
 from __future__ import annotations
 
-from .btf import BtfError, Types, load_types
-from .context import BpfSockAddr, ContextError
-from .engines import NotApplicableError
-from .errors import BpfunitError, FieldError, FieldValueError, NotFoundError, SyscallError
-from .logs import LogLine
-from .maps import Map
-from .net import IP, Endpoint, ip, ip4, ip6, port
-from .object import Object, load
-from .program import Program
-from .result import Result
-from .tailcalls import ProgArray, Spy, TailCall
-from .verifier import LoadError, VerifierError
+from bpfunit.attach import attach
+from bpfunit.btf import BtfError, Types, load_types
+from bpfunit.context import BpfSockAddr, ContextError
+from bpfunit.engines import NotApplicableError
+from bpfunit.errors import BpfunitError, FieldError, FieldValueError, NotFoundError, SyscallError
+from bpfunit.logs import LogLine
+from bpfunit.maps import Map
+from bpfunit.net import IP, Endpoint, ip, ip4, ip6, port
+from bpfunit.object import Object, load
+from bpfunit.program import Program
+from bpfunit.result import Result
+from bpfunit.tailcalls import ProgArray, Spy, TailCall
+from bpfunit.verifier import LoadError, VerifierError
 
 __all__ = [
     "IP",
@@ -46,6 +47,7 @@ __all__ = [
     "TailCall",
     "Types",
     "VerifierError",
+    "attach",
     "ip",
     "ip4",
     "ip6",

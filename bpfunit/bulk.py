@@ -7,15 +7,15 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import _native, engines
-from .context import SOCK_ADDR_SIZE, BpfSockAddr
-from .errors import BpfunitError, FieldValueError, NotFoundError, SyscallError
-from .maps import Map
-from .net import Endpoint
-from .tailcalls import CallRecorder, TailCall
+from bpfunit import _native, engines
+from bpfunit.context import SOCK_ADDR_SIZE, BpfSockAddr
+from bpfunit.errors import BpfunitError, FieldValueError, NotFoundError, SyscallError
+from bpfunit.maps import Map
+from bpfunit.net import Endpoint
+from bpfunit.tailcalls import CallRecorder, TailCall
 
 if TYPE_CHECKING:
-    from .program import Program
+    from bpfunit.program import Program
 
 _EINTR = 4
 _CALLS_ROOM = 1 << 14  # tail-call records gathered before Python takes them over
@@ -297,7 +297,7 @@ def _loop_in_python(
     repeat: int,
     recorder: CallRecorder | None,
 ) -> None:
-    from .program import socket_for
+    from bpfunit.program import socket_for
 
     make: Callable[[BpfSockAddr], socket.socket | None] = socket_for if fresh else lambda _: None
     for index, context in enumerate(result.ctx_in):

@@ -11,10 +11,10 @@ import socket
 from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
 
-from ._sys.uapi import AttachType
-from .errors import BpfunitError
-from .net import Endpoint, EndpointLike, port
-from .records import StructRecord, array_type
+from bpfunit._sys.uapi import AttachType
+from bpfunit.errors import BpfunitError
+from bpfunit.net import Endpoint, EndpointLike, port
+from bpfunit.records import StructRecord, array_type
 
 SOCK_ADDR_SIZE = 72  # sizeof(struct bpf_sock_addr) since Linux 5.3, which added the sk pointer
 

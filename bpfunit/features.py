@@ -15,11 +15,11 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
-from ._sys import bpf, libbpf
-from ._sys.uapi import AttachType, MapType, ProgType
-from .btf import KIND_ENUM, KIND_FUNC, NAMED_KINDS, SPELLED
-from .errors import BpfunitError, NotFoundError, SyscallError
-from .rewrite import insn
+from bpfunit._sys import bpf, libbpf
+from bpfunit._sys.uapi import AttachType, MapType, ProgType
+from bpfunit.btf import KIND_ENUM, KIND_FUNC, NAMED_KINDS, SPELLED
+from bpfunit.errors import BpfunitError, NotFoundError, SyscallError
+from bpfunit.rewrite import insn
 
 MODULE = "bpfunit_testrun"
 

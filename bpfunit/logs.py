@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ._sys import bpf, libbpf
-from .maps import Map
-from .records import INTEGERS
+from bpfunit._sys import bpf, libbpf
+from bpfunit.maps import Map
+from bpfunit.records import INTEGERS
 
 _TRACEFS = Path("/sys/kernel/tracing")
 # "   task-123   [000] d..31  12.345678: bpf_trace_printk: text" (Documentation/trace/ftrace.rst)

@@ -9,10 +9,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
-from . import records
-from ._sys import bpf, libbpf, uapi
-from ._sys.uapi import Cmd, MapType
-from .errors import FieldValueError, SyscallError
+from bpfunit import records
+from bpfunit._sys import bpf, libbpf, uapi
+from bpfunit._sys.uapi import Cmd, MapType
+from bpfunit.errors import FieldValueError, SyscallError
 
 _ENOENT, _E2BIG, _EINVAL, _EOPNOTSUPP, _ENOTSUPP, _ENOSPC, _EFAULT = 2, 7, 22, 95, 524, 28, 14
 _BATCH = 16384  # entries per system call: a few megabytes at most, and a signal is not kept waiting

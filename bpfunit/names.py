@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Generic, TypeVar
 
-from .errors import NotFoundError
+from bpfunit.errors import NotFoundError
 
 _V = TypeVar("_V")
 

@@ -10,7 +10,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ._sys import libc
+from bpfunit._sys import libc
+from bpfunit.errors import SyscallError
 
 _HERE = "/proc/thread-self/ns/net"
 _SIOCGSKNS = 0x894C  # include/uapi/linux/sockios.h, since Linux 4.10
@@ -56,18 +57,18 @@ class NetworkNamespace:
 
     A context manager: it goes away with the last socket in it after the block::
 
-        with NetworkNamespace() as ns, ns.entered():
+        with NetworkNamespace("10.244.0.5") as ns, ns.entered():
             server = socket.create_server(("10.244.0.5", 8080))
 
     Args:
-        local: prefixes whose every address is local, as (address, prefix length): servers may bind
-            to them and clients reach them. Nothing but loopback is local by default.
+        addresses: IPv4 and IPv6 addresses for the loopback interface, so that servers can listen
+            there and clients in the namespace reach them.
 
     Raises:
         SyscallError: EPERM when the caller is not root.
     """
 
-    def __init__(self, local: tuple[tuple[str, int], ...] = ()) -> None:
+    def __init__(self, *addresses: str) -> None:
         self.fd = -1
         failures: list[BaseException] = []
 
@@ -76,8 +77,8 @@ class NetworkNamespace:
             try:
                 libc.unshare(libc.CLONE_NEWNET)
                 _loopback_up()
-                for address, length in local:
-                    change_route(address, length, add=True)
+                for address in addresses:
+                    _add_address(address)
                 self.fd = os.open(_HERE, os.O_RDONLY | os.O_CLOEXEC)
             except BaseException as error:
                 failures.append(error)
@@ -115,32 +116,54 @@ def _loopback_up() -> None:
         fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", _IFF_UP))
 
 
-_NEWROUTE, _DELROUTE = 24, 25  # include/uapi/linux/rtnetlink.h
+# include/uapi/linux/rtnetlink.h, if_addr.h, netlink.h
+_NEWADDR, _NEWROUTE, _DELROUTE = 20, 24, 25
 _REQUEST_ACK, _CREATE_NEW = 0x01 | 0x04, 0x200 | 0x400
 _TABLE_MAIN, _PROTOCOL_STATIC, _SCOPE_HOST, _TYPE_LOCAL = 254, 4, 254, 2
-_RTA_DST, _RTA_OIF = 1, 4
+_IFA_ADDRESS, _IFA_LOCAL, _RTA_DST, _RTA_OIF = 1, 2, 1, 4
 LOOPBACK_INDEX = 1  # lo is the first interface of every network namespace (net/core/dev.c)
 
 
-def change_route(address: str, length: int, *, add: bool) -> int:
-    """Add or remove a local route in the calling thread's namespace, over its loopback interface.
+def _ask(change: int, body: bytes) -> int:
+    """Send one rtnetlink request from the calling thread's namespace; return 0 or the errno."""
+    flags = _REQUEST_ACK | (0 if change == _DELROUTE else _CREATE_NEW)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as netlink:
+        netlink.send(struct.pack("=IHHII", 16 + len(body), change, flags, 1, 0) + body)
+        # struct nlmsgerr: the header, then the negative errno
+        return -int(struct.unpack_from("=16xi", netlink.recv(4096))[0])
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(value), kind) + value
+
+
+def _packed(address: str) -> tuple[int, bytes]:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return family, socket.inet_pton(family, address)
+
+
+def _add_address(address: str) -> None:
+    family, packed = _packed(address)
+    body = struct.pack("=4BI", family, 8 * len(packed), 0, _SCOPE_HOST, LOOPBACK_INDEX)
+    body += _attribute(_IFA_LOCAL, packed) + _attribute(_IFA_ADDRESS, packed)
+    if failure := _ask(_NEWADDR, body):
+        raise SyscallError(f"add {address} to the loopback interface", failure)
+
+
+def change_host_route(address: str, *, add: bool) -> int:
+    """Add or remove the local route to one host over the loopback interface.
+
+    It is that of the calling thread's namespace.
 
     Args:
         address: an IPv4 or IPv6 address.
-        length: the prefix's length in bits.
         add: whether to add or to remove.
 
     Returns:
         0 or the errno, EEXIST for a route that is there already.
     """
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    packed = socket.inet_pton(family, address)
+    family, packed = _packed(address)
     origin = (_TABLE_MAIN, _PROTOCOL_STATIC, _SCOPE_HOST, _TYPE_LOCAL)
-    body = struct.pack("=8BI", family, length, 0, 0, *origin, 0)
-    body += struct.pack("=HH", 4 + len(packed), _RTA_DST) + packed
-    body += struct.pack("=HHI", 8, _RTA_OIF, LOOPBACK_INDEX)
-    change, flags = (_NEWROUTE, _REQUEST_ACK | _CREATE_NEW) if add else (_DELROUTE, _REQUEST_ACK)
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as netlink:
-        netlink.send(struct.pack("=IHHII", 16 + len(body), change, flags, 1, 0) + body)
-        # struct nlmsgerr: the header, then the negative errno
-        return -int(struct.unpack_from("=16xi", netlink.recv(4096))[0])
+    body = struct.pack("=8BI", family, 8 * len(packed), 0, 0, *origin, 0)
+    body += _attribute(_RTA_DST, packed) + _attribute(_RTA_OIF, struct.pack("=I", LOOPBACK_INDEX))
+    return _ask(_NEWROUTE if add else _DELROUTE, body)

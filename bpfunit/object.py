@@ -10,20 +10,20 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from . import records
-from ._sys import libbpf
-from ._sys.uapi import MapType
-from .btf import BtfError, Types, Variable, raw_btf, types_of
-from .errors import BpfunitError, NotFoundError, SyscallError
-from .maps import Map
-from .names import Names
-from .program import Program
-from .rewrite import ambient, hook
-from .rewrite import insn as asm
-from .rewrite.program import Instrumentation
-from .session import Session
-from .tailcalls import CallTracer, ProgArray
-from .verifier import LoadError, load_failure
+from bpfunit import records
+from bpfunit._sys import libbpf
+from bpfunit._sys.uapi import MapType
+from bpfunit.btf import BtfError, Types, Variable, raw_btf, types_of
+from bpfunit.errors import BpfunitError, NotFoundError, SyscallError
+from bpfunit.maps import Map
+from bpfunit.names import Names
+from bpfunit.program import Program
+from bpfunit.rewrite import ambient, hook
+from bpfunit.rewrite import insn as asm
+from bpfunit.rewrite.program import Instrumentation
+from bpfunit.session import Session
+from bpfunit.tailcalls import CallTracer, ProgArray
+from bpfunit.verifier import LoadError, load_failure
 
 _LOG_ROOM = (1 << 24) - 1  # the largest log that kernels before 5.2 take (BPF_LOG_BUF_SIZE)
 _PRINTK_HELPERS = {6, 177}  # bpf_trace_printk, bpf_trace_vprintk

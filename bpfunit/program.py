@@ -7,21 +7,21 @@ import socket
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
-from . import engines
-from ._sys import bpf, uapi
-from ._sys.uapi import AttachType, ProgType
-from .context import HOOKS, BpfSockAddr, Hook, craft
-from .engines import Request
-from .errors import BpfunitError, SyscallError
-from .net import EndpointLike
-from .result import Result
-from .session import Session
+from bpfunit import engines
+from bpfunit._sys import bpf, uapi
+from bpfunit._sys.uapi import AttachType, ProgType
+from bpfunit.context import HOOKS, BpfSockAddr, Hook, craft
+from bpfunit.engines import Request
+from bpfunit.errors import BpfunitError, SyscallError
+from bpfunit.net import EndpointLike
+from bpfunit.result import Result
+from bpfunit.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .bulk import BulkResult
-    from .maps import Map
+    from bpfunit.bulk import BulkResult
+    from bpfunit.maps import Map
 
 # types whose test run takes a packet (bpf_prog_test_run_skb, _xdp, _flow_dissector in net/bpf)
 PACKET_TYPES = frozenset(
@@ -230,7 +230,7 @@ class Program:
 
         See :func:`bpfunit.bulk.run_many` for the options and the result.
         """
-        from .bulk import run_many
+        from bpfunit.bulk import run_many
 
         return run_many(self, contexts, **options)
 
@@ -254,7 +254,7 @@ def attach_type_of(name: str) -> int:
     Raises:
         NotFoundError: there is none of this name among the socket-address ones.
     """
-    from .errors import NotFoundError
+    from bpfunit.errors import NotFoundError
 
     names = {
         f"cgroup/{hook.kind}{6 if hook.family == socket.AF_INET6 else 4}": number

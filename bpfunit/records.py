@@ -10,8 +10,8 @@ import ctypes
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from .errors import FieldError, FieldValueError
-from .net import IP
+from bpfunit.errors import FieldError, FieldValueError
+from bpfunit.net import IP
 
 _SIGNED = (ctypes.c_int8, ctypes.c_int16, ctypes.c_int32, ctypes.c_int64)
 _UNSIGNED = (ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64)

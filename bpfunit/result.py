@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from .context import BpfSockAddr
-from .errors import BpfunitError, NotFoundError
-from .net import Endpoint
+from bpfunit.context import BpfSockAddr
+from bpfunit.errors import BpfunitError, NotFoundError
+from bpfunit.net import Endpoint
 
 if TYPE_CHECKING:
-    from .logs import LogLine
-    from .tailcalls import TailCall
+    from bpfunit.logs import LogLine
+    from bpfunit.tailcalls import TailCall
 
 _ADDRESSES = 60  # the part of struct bpf_sock_addr in front of the socket pointer
 

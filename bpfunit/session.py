@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
-from ._sys.uapi import MapType
-from .logs import LogLine, RingBuffers, TraceReader
-from .maps import Map
-from .result import Result
-from .rewrite import ambient
-from .tailcalls import CallRecorder, ProgArray, TailCall
+from bpfunit._sys.uapi import MapType
+from bpfunit.logs import LogLine, RingBuffers, TraceReader
+from bpfunit.maps import Map
+from bpfunit.result import Result
+from bpfunit.rewrite import ambient
+from bpfunit.tailcalls import CallRecorder, ProgArray, TailCall
 
 _KEPT = 20  # runs that a failing test's report can show
 

@@ -15,19 +15,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ._sys import bpf
-from ._sys.uapi import AttachType, ProgType
-from .context import HOOKS, SOCK_ADDR_SIZE, BpfSockAddr
-from .errors import BpfunitError
-from .maps import Map
-from .rewrite import insn as i
-from .rewrite.insn import Insn
-from .rewrite.patcher import Patcher
-from .rewrite.program import ProgramCode
-from .rewrite.valuemap import ValueMap
+from bpfunit._sys import bpf
+from bpfunit._sys.uapi import AttachType, ProgType
+from bpfunit.context import HOOKS, SOCK_ADDR_SIZE, BpfSockAddr
+from bpfunit.errors import BpfunitError
+from bpfunit.maps import Map
+from bpfunit.rewrite import insn as i
+from bpfunit.rewrite.insn import Insn
+from bpfunit.rewrite.patcher import Patcher
+from bpfunit.rewrite.program import ProgramCode
+from bpfunit.rewrite.valuemap import ValueMap
 
 if TYPE_CHECKING:
-    from .program import Program
+    from bpfunit.program import Program
 
 _CAPACITY = 128  # records of one run; the kernel allows 33 tail calls, each is at most two records
 _HEADER = 8  # how many records were written, u64

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno as _errno
 import re
 
-from .errors import BpfunitError, SyscallError
+from bpfunit.errors import BpfunitError, SyscallError
 
 _STATISTICS = re.compile(
     r"^(processed \d+ insns|verification time|stack depth|mark_precise|from \d)"

@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .._paths import cache_dir
+from bpfunit._paths import cache_dir
 
 _SOURCE = Path(__file__).with_name("bulk.c")
 _COMPILERS = ("cc", "gcc", "clang")

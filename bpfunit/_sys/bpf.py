@@ -10,9 +10,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
-from ..errors import SyscallError
-from . import uapi
-from .uapi import Cmd
+from bpfunit._sys import uapi
+from bpfunit._sys.uapi import Cmd
+from bpfunit.errors import SyscallError
 
 # arch/x86/entry/syscalls/syscall_64.tbl; 64-bit architectures of the generic table share 280.
 _SYS_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "loongarch64": 280, "s390x": 351}.get(

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
-from ..errors import BpfunitError, SyscallError
+from bpfunit.errors import BpfunitError, SyscallError
 
 _MINIMUM = (1, 0)
 _INSTALL = "install it (Debian, Ubuntu: apt install libbpf1; Fedora: dnf install libbpf)"

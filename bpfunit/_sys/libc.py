@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-from ..errors import SyscallError
+from bpfunit.errors import SyscallError
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.umount.argtypes = [ctypes.c_char_p]

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from ..errors import BpfunitError, NotFoundError
+from bpfunit.errors import BpfunitError, NotFoundError
 
 if TYPE_CHECKING:
-    from ..program import Program
+    from bpfunit.program import Program
 
 DEFAULT = "testrun"
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..context import BpfSockAddr
-from ..errors import BpfunitError, SyscallError
-from . import Engine, NotApplicableError, RawOutcome, Request, get, register
-from .state import ProgramState, State
+from bpfunit.context import BpfSockAddr
+from bpfunit.engines import Engine, NotApplicableError, RawOutcome, Request, get, register
+from bpfunit.engines.state import ProgramState, State
+from bpfunit.errors import BpfunitError, SyscallError
 
 if TYPE_CHECKING:
-    from ..program import Program
+    from bpfunit.program import Program
 
 _RETRIES = 8  # runs on either engine that look for the program's own chance
 _CONTEXT_SHOWN = 60  # struct bpf_sock_addr in front of the socket pointer

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 
-from .._sys import bpf, uapi
-from .._sys.uapi import Cmd, MapType
-from ..maps import Map
-from . import NotApplicableError
+from bpfunit._sys import bpf, uapi
+from bpfunit._sys.uapi import Cmd, MapType
+from bpfunit.engines import NotApplicableError
+from bpfunit.maps import Map
 
 # (the map's name and id, the key's bytes) to the value's bytes; a socket's storage has the key b""
 State = dict[tuple[str, bytes], bytes]

@@ -9,14 +9,14 @@ from __future__ import annotations
 import ctypes
 from typing import TYPE_CHECKING
 
-from .._sys import bpf
-from .._sys.uapi import Cmd, ProgType, TestRunAttr
-from ..context import SOCK_ADDR_SIZE
-from ..errors import SyscallError
-from . import RawOutcome, Request, register
+from bpfunit._sys import bpf
+from bpfunit._sys.uapi import Cmd, ProgType, TestRunAttr
+from bpfunit.context import SOCK_ADDR_SIZE
+from bpfunit.engines import RawOutcome, Request, register
+from bpfunit.errors import SyscallError
 
 if TYPE_CHECKING:
-    from ..program import Program
+    from bpfunit.program import Program
 
 ENOTSUPP = 524  # include/linux/errno.h, not known to libc
 _SK_OFFSET = 64  # offsetof(struct bpf_sock_addr, sk)

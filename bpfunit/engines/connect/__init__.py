@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .. import register
-from .cgroup import Cgroup, CgroupError
-from .engine import ConnectEngine
+from bpfunit.engines import register
+from bpfunit.engines.connect.cgroup import Cgroup, CgroupError
+from bpfunit.engines.connect.engine import ConnectEngine
 
 __all__ = ["Cgroup", "CgroupError", "ConnectEngine"]
 

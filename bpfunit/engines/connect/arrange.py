@@ -15,9 +15,9 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ... import netns
-from ..._sys import sockets
-from .crafted import Crafted
+from bpfunit import netns
+from bpfunit._sys import sockets
+from bpfunit.engines.connect.crafted import Crafted
 
 _TCP_REPAIR = 19
 _IP_FREEBIND, _IP_BIND_ADDRESS_NO_PORT = 15, 24
@@ -110,12 +110,12 @@ def queue_datagram(crafted: Crafted, sock: socket.socket) -> None:
 def route(address: bytes) -> Iterator[None]:
     """Have a local route to one host, in the current network namespace, within the block."""
     host = socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)
-    added = netns.change_route(host, 8 * len(address), add=True) == 0
+    added = netns.change_host_route(host, add=True) == 0
     try:
         yield
     finally:
         if added:
-            netns.change_route(host, 8 * len(address), add=False)
+            netns.change_host_route(host, add=False)
 
 
 def _scope(address: bytes) -> int:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
-from ..._sys import sockets
-from . import arrange
-from .crafted import Crafted
+from bpfunit._sys import sockets
+from bpfunit.engines.connect import arrange
+from bpfunit.engines.connect.crafted import Crafted
 
 _IP_PKTINFO, _IPV6_PKTINFO, _IPV6_FREEBIND = 8, 50, 78
 _DONTWAIT = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL

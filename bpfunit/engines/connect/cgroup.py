@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..._sys import bpf, libc
-from ..._sys.uapi import Cmd
-from ...errors import BpfunitError, SyscallError
+from bpfunit._sys import bpf, libc
+from bpfunit._sys.uapi import Cmd
+from bpfunit.errors import BpfunitError, SyscallError
 
 _ALLOW_MULTI = 1 << 1  # BPF_F_ALLOW_MULTI
 
@@ -69,6 +69,16 @@ class Cgroup:
         """Move a process, by default the calling one, into this cgroup."""
         (self.path / "cgroup.procs").write_text(str(pid), encoding="ascii")
 
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Have the calling process in this cgroup within the block."""
+        before = self._home / _current_cgroup().lstrip("/")
+        self.enter()
+        try:
+            yield
+        finally:
+            (before / "cgroup.procs").write_text("0", encoding="ascii")
+
     def attach(self, prog_fd: int, attach_type: int) -> None:
         """Attach a program behind those attached already.
 
@@ -117,6 +127,14 @@ class Cgroup:
     def __exit__(self, *_exc: object) -> None:
         """Close."""
         self.close()
+
+
+def _current_cgroup() -> str:
+    """Return the calling process's place in the cgroup v2 hierarchy (cgroups(7): "0::/path")."""
+    for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+        if line.startswith("0::"):
+            return line[3:]
+    return "/"
 
 
 def _mount() -> Path:

@@ -6,9 +6,9 @@ import socket
 import struct
 from dataclasses import dataclass
 
-from ...context import HOOKS, SOCK_ADDR_SIZE, Hook
-from .. import NotApplicableError
-from .probes import FIELDS, WORDS, readable_fields
+from bpfunit.context import HOOKS, SOCK_ADDR_SIZE, Hook
+from bpfunit.engines import NotApplicableError
+from bpfunit.engines.connect.probes import FIELDS, WORDS, readable_fields
 
 _WORDS = struct.Struct(f"={WORDS}I")
 

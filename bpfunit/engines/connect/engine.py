@@ -12,18 +12,18 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..._sys.uapi import ProgType
-from ...context import HOOKS, SOCK_ADDR_SIZE
-from ...errors import BpfunitError, SyscallError
-from .. import NotApplicableError, RawOutcome, Request
-from . import arrange
-from .calls import CALLS, Case
-from .cgroup import Cgroup
-from .crafted import Crafted, context_bytes, words_of
-from .probes import ALWAYS_PROCEED, Probes, Sighting
+from bpfunit._sys.uapi import ProgType
+from bpfunit.context import HOOKS, SOCK_ADDR_SIZE
+from bpfunit.engines import NotApplicableError, RawOutcome, Request
+from bpfunit.engines.connect import arrange
+from bpfunit.engines.connect.calls import CALLS, Case
+from bpfunit.engines.connect.cgroup import Cgroup
+from bpfunit.engines.connect.crafted import Crafted, context_bytes, words_of
+from bpfunit.engines.connect.probes import ALWAYS_PROCEED, Probes, Sighting
+from bpfunit.errors import BpfunitError, SyscallError
 
 if TYPE_CHECKING:
-    from ...program import Program
+    from bpfunit.program import Program
 
 _SO_COOKIE = 57  # include/uapi/asm-generic/socket.h, since Linux 4.12
 

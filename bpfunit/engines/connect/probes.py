@@ -19,11 +19,11 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..._sys import bpf, uapi
-from ..._sys.uapi import AttachType, Cmd, MapType, ProgType
-from ...errors import BpfunitError, SyscallError
-from ...rewrite import insn as asm
-from ...rewrite.insn import Insn
+from bpfunit._sys import bpf, uapi
+from bpfunit._sys.uapi import AttachType, Cmd, MapType, ProgType
+from bpfunit.errors import BpfunitError, SyscallError
+from bpfunit.rewrite import insn as asm
+from bpfunit.rewrite.insn import Insn
 
 A = AttachType
 INET4 = (A.CGROUP_INET4_BIND, A.CGROUP_INET4_CONNECT, A.CGROUP_UDP4_SENDMSG, A.CGROUP_UDP4_RECVMSG,
