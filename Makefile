@@ -3,6 +3,7 @@
 #   OBJECT       BPF object under test in place of bpf/build/hook.bpf.o
 #   PYTEST_ARGS  further arguments for pytest
 #   BENCH_ARGS   further arguments for the benchmarks
+#   BENCH_ACCEL  icount (exact), kvm or tcg
 #   V=1          show the commands
 
 KERNELS ?= 6.12
@@ -16,6 +17,9 @@ V ?=
 
 export PYTHON VENV V
 Q := $(if $(V),,@)
+QUIET := $(if $(V),,--no-print-directory -s)
+# icount counts instructions; kvm or tcg take the guest's clock.
+BENCH_ACCEL ?= icount
 BIN := $(abspath $(VENV))/bin
 PYTEST := PATH="$(BIN):$$PATH" $(BIN)/python -m pytest
 KERNEL_ARGS := $(foreach kernel,$(KERNELS),--kernel $(kernel))
@@ -35,7 +39,7 @@ setup-test:
 	$(Q)tools/bootstrap test
 
 bpf: setup ## build the programs under test
-	$(Q)$(MAKE) $(if $(V),,--no-print-directory -s) -C bpf
+	$(Q)$(MAKE) $(QUIET) -C bpf
 	$(Q)$(BIN)/python -m tests.objects >/dev/null
 
 kmod: setup ## build the kernel module for KERNELS
@@ -43,6 +47,32 @@ kmod: setup ## build the kernel module for KERNELS
 
 vmtest: bpf ## the tests of the connect hook, in guests of KERNELS
 	$(Q)$(PYTEST) $(KERNEL_ARGS) $(OBJECT_ARGS) tests/hook $(PYTEST_ARGS)
+
+check: setup-test ## linters, types, formats, without running anything
+	$(Q)tools/check
+
+test: check bpf ## everything: checks, host tests, guests, the matrix, the ways a guest dies
+	$(Q)$(MAKE) $(QUIET) -C bench
+	$(Q)tools/test
+
+bench: bpf ## what each path of the hook costs, instruction-exact, on KERNELS
+	$(Q)$(MAKE) $(QUIET) -C bench
+	$(Q)mkdir -p build/bench
+	$(Q)$(PYTEST) $(KERNEL_ARGS) $(OBJECT_ARGS) --guest-accel $(BENCH_ACCEL) bench \
+		--benchmark-columns=min,max,rounds --benchmark-sort=name \
+		--benchmark-json=build/bench/results.json $(BENCH_ARGS)
+	$(Q)$(BIN)/python -m bpfunit.bench.report build/bench/results.json --markdown build/bench/results.md
+
+coverage: bpf ## branch coverage of the hook by its tests; HTML in build/coverage
+	$(Q)$(PYTEST) $(KERNEL_ARGS) $(OBJECT_ARGS) tests/hook --bpf-cov \
+		--bpf-cov-report=term-missing --bpf-cov-report=html:build/coverage $(PYTEST_ARGS)
+
+mutants: bpf ## break the hook in many small ways; every one has to be noticed
+	$(Q)PATH="$(BIN):$$PATH" $(BIN)/python -m tests.mutants $(KERNEL_ARGS) $(PYTEST_ARGS)
+
+docs: setup-test ## build the documentation into build/docs and check its links
+	$(Q)$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
+	$(Q)$(BIN)/python docs/check_links.py build/docs
 
 clean: ## remove what was built (the cache of kernels stays)
 	$(Q)rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
