@@ -142,6 +142,8 @@ def filled_socket_storage(sock: socket.socket) -> Iterator[int]:
             undo.callback(os.close, fd)
             if _put_storage(fd, sock.fileno(), size):
                 taken += 1
+                # Closing the map alone would give the memory back some time later.
+                undo.callback(_drop_storage, fd, sock)
             else:
                 size //= 2
         yield taken
@@ -202,6 +204,12 @@ def _put_storage(map_fd: int, socket_fd: int, size: int) -> bool:
     if result < 0 and result != -_ENOMEM:
         raise SyscallError("fill socket storage", -result)
     return result >= 0
+
+
+def _drop_storage(map_fd: int, sock: socket.socket) -> None:
+    """Take a socket's storage away; a socket that is closed has none any more."""
+    key = ctypes.c_int(sock.fileno())
+    bpf.call(Cmd.MAP_DELETE_ELEM, MapElemAttr(map_fd=map_fd, key=ctypes.addressof(key)))
 
 
 @contextmanager

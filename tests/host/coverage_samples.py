@@ -8,9 +8,12 @@ from bpfunit.coverage.data import CoverageData
 from bpfunit.coverage.model import Model, describe
 from bpfunit.coverage.probes import Mode, Probe, place_probes
 from bpfunit.rewrite import Image, Insn, Patcher, ProgramCode, encode
+from bpfunit.rewrite import insn as i
 from bpfunit.rewrite.info import FuncInfo, LineInfo, encode_func_info, encode_line_info
 
 FILE = "bpf/main.c"
+OLD, NEW = "6.1.1-amd64", "6.12.1-amd64"
+RETURN = (i.mov_imm(0, 0), i.exit_())
 
 
 @dataclass
@@ -78,3 +81,23 @@ def collected(*parts: tuple[str, Model, dict[str, list[tuple[int, int]]]]) -> Co
         data.add_model(model)
         data.add_hits(test, model.kernel, found)
     return data
+
+
+def if_else(name: str = "prog", *, inverted: bool = False) -> Source:
+    """``if (!x) return 0; return 1;`` as one compiler or another would order it."""
+    source = Source(name)
+    source.line(9, "int prog(void *x)", i.mov_imm(2, 7))
+    source.line(10, "\tif (!x)", i.branch_imm(i.JNE if inverted else i.JEQ, 1, 0, 2), column=6)
+    first, second = ((11, "\t\treturn 0;"), (12, "\treturn 1;"))
+    for number, text in (first, second) if inverted else (second, first):
+        source.line(number, text, *RETURN)
+    return source
+
+
+def sample_data() -> CoverageData:
+    """Return data of two kernels: the new one never took the branch to line 12."""
+    old, new = if_else().model(OLD), if_else().model(NEW)
+    return collected(
+        ("tests/t.py::old", old, hits(old, entry0=2, fall0=1, taken0=1)),
+        ("tests/t.py::new", new, hits(new, entry0=4, taken0=4)),
+    )

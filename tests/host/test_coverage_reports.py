@@ -6,7 +6,17 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from coverage_samples import FILE, Source, collected, hits
+from coverage_samples import (
+    FILE,
+    NEW,
+    OLD,
+    RETURN,
+    Source,
+    collected,
+    hits,
+    if_else,
+    sample_data,
+)
 
 from bpfunit.coverage.counts import BlockCounts, conservation_errors
 from bpfunit.coverage.data import CoverageData, CoverageDataError, payload
@@ -20,19 +30,7 @@ from bpfunit.coverage.sites import SourceFile, merge_sources
 from bpfunit.coverage.summary import Totals, missed_lines
 from bpfunit.rewrite import insn as i
 
-OLD, NEW = "6.1.1-amd64", "6.12.1-amd64"
-RETURN = (i.mov_imm(0, 0), i.exit_())
-
-
-def if_else(name: str = "prog", *, inverted: bool = False) -> Source:
-    """``if (!x) return 0; return 1;`` as one compiler or another would order it."""
-    source = Source(name)
-    source.line(9, "int prog(void *x)", i.mov_imm(2, 7))
-    source.line(10, "\tif (!x)", i.branch_imm(i.JNE if inverted else i.JEQ, 1, 0, 2), column=6)
-    first, second = ((11, "\t\treturn 0;"), (12, "\treturn 1;"))
-    for number, text in (first, second) if inverted else (second, first):
-        source.line(number, text, *RETURN)
-    return source
+pytestmark = pytest.mark.host
 
 
 def files_of(data: CoverageData) -> SourceFile:
@@ -150,14 +148,6 @@ def test_hundred_percent_is_not_shown_before_it_is_reached() -> None:
     assert Totals(1000, 999, 0, 0).shown_percent == "1%"
     assert Totals(0, 0, 0, 0).shown_percent == "100%"
     assert Totals(3, 0, 1, 1).percent == 75
-
-
-def sample_data() -> CoverageData:
-    old, new = if_else().model(OLD), if_else().model(NEW)
-    return collected(
-        ("tests/t.py::old", old, hits(old, entry0=2, fall0=1, taken0=1)),
-        ("tests/t.py::new", new, hits(new, entry0=4, taken0=4)),
-    )
 
 
 def reports(root: Path, data: CoverageData, *requests: str, **options: object) -> Reports:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from browser import browse
 
 from bpfunit.report import (
     KernelInfo,
@@ -113,32 +112,6 @@ def test_counts_and_times_are_per_kernel(run: Run) -> None:
     assert run.counts(OLD) == {OutcomeKind.FAILED: 1, OutcomeKind.PASSED: 1}
     assert run.seconds_on(OLD) == pytest.approx(0.51)
     assert sum(run.counts().values()) == len(run.outcomes)
-
-
-CHROMIUM_FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--virtual-time-budget=2000",
-)
-
-
-def browse(page: Path | str, profile: Path, *flags: str) -> str:
-    """Open a page in a headless Chromium and return the DOM after its scripts ran."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    assert chromium, "chromium is not installed; apt-get install chromium"
-    done = subprocess.run(
-        [chromium, *CHROMIUM_FLAGS, f"--user-data-dir={profile}", *flags, "--dump-dom", page],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    return done.stdout
 
 
 def test_a_browser_runs_the_page_without_an_error(run: Run, tmp_path: Path) -> None:

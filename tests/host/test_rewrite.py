@@ -10,6 +10,8 @@ from bpfunit.rewrite.helpers import helper_number
 from bpfunit.rewrite.info import FuncInfo, LineInfo
 from bpfunit.rewrite.liveness import stack_floor
 
+pytestmark = pytest.mark.host
+
 NOP = i.mov_reg(0, 0)
 CALL = i.JMP | i.CALL
 GOTOL = i.JMP32 | i.JA
