@@ -1,8 +1,8 @@
 """Random cases for the two engines: a context, a socket, and what the program does with them.
 
 A case is run on both engines with ``bpf/oracle.bpf.c``, whose programs write down everything that
-they see. Each is made from a seed alone, so that a failure repeats, and can be made simpler field by
-field.
+they see. Each is made from a seed alone, so that a failure repeats, and can be made simpler field
+by field.
 """
 
 from __future__ import annotations
