@@ -1,0 +1,162 @@
+"""What a guest shall be, and the execnet spec that starts it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bpfunit.guest.accel import choose, qemu
+from bpfunit.guest.image import boot_files
+
+if TYPE_CHECKING:
+    from bpfunit.kernels import Kernel
+
+_SUPERVISOR = Path(__file__).resolve().parent / "supervisor.py"
+
+# Host variables that mean the same in the guest; a name that ends in * is a prefix.
+PASSED = (
+    "BPFUNIT_*",
+    "PYTEST_*",
+    "HYPOTHESIS_*",
+    "PYTHON*",
+    "CI",
+    "HOME",
+    "LANG",
+    "LC_*",
+    "NO_COLOR",
+    "FORCE_COLOR",
+    "PATH",
+    "SOURCE_DATE_EPOCH",
+    "TERM",
+    "TZ",
+    "V",
+    "VIRTUAL_ENV",
+)
+# PYTEST_* that speak of the host's own process.
+_WITHHELD = {"PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"}
+
+
+@dataclass(frozen=True)
+class GuestSpec:
+    """One guest to boot.
+
+    Attributes:
+        kernel: what to boot.
+        module: a kernel module for whoever runs in the guest, as ``BPFUNIT_MODULE``; None for none.
+        cpus: virtual processors; ``icount`` allows one.
+        memory: MiB.
+        accel: ``"auto"``, ``"kvm"``, ``"tcg"`` or ``"icount"`` (one guest nanosecond is one guest
+            instruction).
+        env: variables for the guest, beside those of the host that are passed on.
+        append: further words for the kernel's command line.
+        qemu_args: further arguments for QEMU.
+        cwd: where the guest's command starts; the host's current directory by default.
+        boot_timeout: seconds from the start of QEMU until the guest's command starts.
+        silence_timeout: seconds without a sign of life after which the guest counts as hung.
+    """
+
+    kernel: Kernel
+    module: Path | None = None
+    cpus: int = 1
+    memory: int = 1024
+    accel: str = "auto"
+    env: dict[str, str] = field(default_factory=dict)
+    append: str = ""
+    qemu_args: tuple[str, ...] = ()
+    cwd: Path | None = None
+    boot_timeout: float = 180.0
+    silence_timeout: float = 60.0
+
+    def prepare(self, directory: Path) -> str:
+        """Write what the guest's supervisor needs, and return the execnet spec that starts it.
+
+        Args:
+            directory: an empty or new directory for this spec; every guest started from the spec
+                keeps its console log in a directory of its own below it.
+
+        Raises:
+            GuestError: this machine cannot run the guest.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        accel = choose(self.accel, self.kernel.release)
+        (directory / "env").write_text(self._environment(accel))
+        description = {
+            "argv": self._command_line(accel, directory),
+            "boot_timeout": self.boot_timeout,
+            "silence_timeout": self.silence_timeout,
+        }
+        path = directory / "guest.json"
+        path.write_text(json.dumps(description, indent=1))
+        command = shlex.join([sys.executable, "-I", "-S", str(_SUPERVISOR), str(path)])
+        return f"popen//python={command}"
+
+    def _environment(self, accel: str) -> str:
+        variables = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in _WITHHELD and _is_passed(name)
+        }
+        variables.update(self.env, BPFUNIT_GUEST="1", BPFUNIT_ACCEL=accel)
+        if self.module is not None:
+            variables["BPFUNIT_MODULE"] = str(self.module)
+        lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(variables.items())]
+        bootstrap = "import sys;exec(eval(sys.stdin.readline()))"  # what execnet expects to run
+        own = {
+            "BPFUNIT_CWD": str(self.cwd or Path.cwd()),
+            "BPFUNIT_COMMAND": shlex.join([sys.executable, "-u", "-c", bootstrap]),
+            "BPFUNIT_MODULES": "",
+        }
+        root, release = self.kernel.modules_root, self.kernel.release
+        if root is not None:
+            own["BPFUNIT_MODULES"] = str(root / "lib" / "modules" / release)
+        lines += [f"{name}={shlex.quote(value)}" for name, value in own.items()]
+        return "\n".join(lines) + "\n"
+
+    def _command_line(self, accel: str, directory: Path) -> list[str]:
+        """Return QEMU's arguments; ``@NAME@`` stand for what the supervisor fills in."""
+        kernel, initramfs = boot_files(
+            self.kernel.image, self.kernel.release, self.kernel.modules_root
+        )
+        accelerate = {
+            "kvm": ["-accel", "kvm", "-cpu", "host"],
+            "tcg": ["-accel", "tcg", "-cpu", "max,la57=off"],
+            "icount": ["-accel", "tcg", "-icount", "shift=0,sleep=off", "-cpu", "max,la57=off"],
+        }[accel]
+        append = (
+            f"bpfunit.dir={directory} console=ttyS0 loglevel=5 panic=-1 oops=panic "
+            "unknown_nmi_panic=1 random.trust_cpu=on no_timer_check tsc=reliable 8250.nr_uarts=1 "
+            f"raid=noautodetect audit=0 {self.append}"
+        )
+        # fmt: off
+        return [
+            qemu()[0], "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+            "-machine", "q35,sata=off,smbus=off,i8042=off,vmport=off,usb=off,graphics=off",
+            *accelerate,
+            "-smp", str(1 if accel == "icount" else self.cpus),
+            "-m", f"{self.memory}M",
+            "-kernel", str(kernel), "-initrd", str(initramfs), "-append", append.strip(),
+            "-chardev", "file,id=console,path=@CONSOLE@", "-serial", "chardev:console",
+            "-fsdev", "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap",
+            "-device", "virtio-9p-pci,fsdev=host,mount_tag=host",
+            "-device", "virtio-serial-pci",
+            "-chardev", "socket,id=io,fd=@IO@",
+            "-device", "virtserialport,nr=1,chardev=io,name=bpfunit.io",
+            "-chardev", "socket,id=report,fd=@REPORT@",
+            "-device", "virtserialport,nr=2,chardev=report,name=bpfunit.report",
+            "-chardev", "socket,id=monitor,fd=@MONITOR@",
+            "-mon", "chardev=monitor,mode=control",
+            *self.qemu_args,
+        ]
+        # fmt: on
+
+
+def _is_passed(name: str) -> bool:
+    return any(
+        name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
+        for pattern in PASSED
+    )

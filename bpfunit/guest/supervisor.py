@@ -1,0 +1,282 @@
+"""The host's side of one guest: starts QEMU, carries the worker's stream, notices every death.
+
+Run as a script, with the standard library alone: execnet starts one for every guest and takes it
+for the Python worker. It answers execnet's handshake at once, so that guests boot side by side while
+the controller goes on, and hands the stream to the guest when that is up.
+
+In the directory of its guest it leaves ``console`` (the kernel's log) and ``status.json``::
+
+    {"state": "booting" | "up" | "ended", "ended": "" | one of the names below, "detail": …}
+
+Names: ``exit`` (the worker ended by itself), ``closed`` (the controller closed the stream),
+``hang``, ``never-booted``, ``killed`` (QEMU died of a signal), ``qemu`` (QEMU ended by itself: a panic,
+or it did not start). Which of those was a panic, the console tells; see ``outcome.py``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
+_CHUNK = 1 << 18
+_GRACE = 3.0  # seconds for a hung kernel to print where it hangs, and for QEMU to end
+
+
+def die_with_parent(sig: int, parent: int) -> None:
+    """Have the kernel send a signal to this process when its parent is gone."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, sig, 0, 0, 0)
+    if os.getppid() != parent:  # it died before we asked
+        os.kill(os.getpid(), sig)
+
+
+class Supervisor:
+    """One guest from its first instruction to its last.
+
+    Args:
+        description: ``guest.json`` as written by :meth:`bpfunit.guest.spec.GuestSpec.prepare`.
+        directory: where the guest's own directory is made.
+    """
+
+    def __init__(self, description: dict[str, object], directory: Path) -> None:
+        self._description = description
+        self._run = directory.parent
+        self._directory = directory / str(os.getpid())
+        self._directory.mkdir()
+        self._controller = os.getppid()
+        self._selector = selectors.DefaultSelector()
+        self._to_guest = bytearray(b"")
+        self._to_host = bytearray(b"1")  # the handshake's answer
+        self._answered = self._sent_first_line = False
+        self._reports = b""
+        self._status = {"state": "booting", "ended": "", "detail": ""}
+        self._started = self._last_sign = time.monotonic()
+
+    def run(self) -> None:
+        """Start the guest, carry bytes until it ends, and clean up."""
+        self._write_status()
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the controller's to handle
+        self._start()
+        try:
+            self._carry()
+        finally:
+            self._kill()
+            if os.getppid() != self._controller:
+                shutil.rmtree(self._run, ignore_errors=True)
+
+    def _on_signal(self, _signum: int, _frame: object) -> None:
+        self._end("closed", "the controller is gone")
+        raise SystemExit(1)
+
+    def _start(self) -> None:
+        ours, theirs = {}, {}
+        for name in ("IO", "REPORT", "MONITOR"):
+            ours[name], theirs[name] = socket.socketpair()
+        values = {f"@{name}@": str(end.fileno()) for name, end in theirs.items()}
+        values["@CONSOLE@"] = str(self._directory / "console")
+        argv = []
+        for word in self._description["argv"]:  # type: ignore[attr-defined]
+            for placeholder, value in values.items():
+                word = word.replace(placeholder, value)
+            argv.append(word)
+        parent = os.getpid()
+        with (self._directory / "qemu").open("wb") as log:
+            self._qemu = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[end.fileno() for end in theirs.values()],
+                start_new_session=True,
+                preexec_fn=lambda: die_with_parent(signal.SIGKILL, parent),
+            )
+        for end in theirs.values():
+            end.close()
+        self._io, self._report, self._monitor = ours["IO"], ours["REPORT"], ours["MONITOR"]
+        self._monitor.sendall(b'{"execute":"qmp_capabilities"}\n')
+        os.set_blocking(0, False)
+        os.set_blocking(1, False)
+        self._io.setblocking(False)
+        for fd in (0, self._io, self._report, self._monitor):
+            self._selector.register(fd, selectors.EVENT_READ)
+
+    def _carry(self) -> None:
+        while not self._status["ended"]:
+            self._flush_to_host()
+            self._want(self._io, self._sendable() > 0)
+            for key, events in self._selector.select(timeout=self._wait_time()):
+                if key.fileobj is self._io:
+                    self._serve_guest(events)
+                elif key.fileobj == 0:
+                    self._read_host()
+                elif key.fileobj is self._report:
+                    self._read_reports()
+                elif key.fileobj is self._monitor and not self._monitor.recv(_CHUNK):
+                    self._selector.unregister(self._monitor)
+            self._check_time()
+            if self._qemu.poll() is not None:
+                self._qemu_ended()
+        self._drain()
+
+    def _sendable(self) -> int:
+        """Return how much may go to the guest now.
+
+        Up to the handshake that is execnet's first line alone: the worker reads it through a buffer
+        that would swallow what follows.
+        """
+        if self._answered:
+            return min(len(self._to_guest), _CHUNK)
+        if self._sent_first_line:
+            return 0
+        return self._to_guest.find(b"\n") + 1
+
+    def _want(self, sock: socket.socket, write: bool) -> None:
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if write else 0)
+        if sock in self._selector.get_map() and self._selector.get_key(sock).events != events:
+            self._selector.modify(sock, events)
+
+    def _wait_time(self) -> float:
+        return 0.05 if self._to_host else 1.0
+
+    def _read_host(self) -> None:
+        data = os.read(0, _CHUNK)
+        if not data:
+            self._end("closed", "the controller closed the stream")
+        self._to_guest += data
+
+    def _serve_guest(self, events: int) -> None:
+        if events & selectors.EVENT_WRITE:
+            try:
+                sent = self._io.send(self._to_guest[: self._sendable()])
+            except (BlockingIOError, BrokenPipeError):
+                sent = 0
+            self._sent_first_line |= self._to_guest[:sent].endswith(b"\n")
+            del self._to_guest[:sent]
+        if events & selectors.EVENT_READ:
+            self._read_guest()
+
+    def _read_guest(self) -> bool:
+        try:
+            data = self._io.recv(_CHUNK)
+        except BlockingIOError:
+            return False
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            if self._io in self._selector.get_map():
+                self._selector.unregister(self._io)
+            return False
+        self._last_sign = time.monotonic()
+        if not self._answered:  # the host has had this byte since the start
+            self._answered = True
+            data = data[1:]
+        self._to_host += data
+        return True
+
+    def _flush_to_host(self) -> None:
+        while self._to_host:
+            try:
+                sent = os.write(1, self._to_host[:_CHUNK])
+            except BlockingIOError:
+                return
+            except BrokenPipeError:
+                self._end("closed", "the controller closed the stream")
+                self._to_host.clear()
+                return
+            del self._to_host[:sent]
+
+    def _read_reports(self) -> None:
+        data = self._report.recv(_CHUNK)
+        if not data:
+            self._selector.unregister(self._report)
+            return
+        self._last_sign = time.monotonic()
+        *lines, self._reports = (self._reports + data).split(b"\n")
+        for line in lines:
+            word, _, rest = line.decode(errors="replace").partition(" ")
+            if word == "up":
+                self._status["state"] = "up"
+                self._status["booted"] = str(round(time.monotonic() - self._started, 2))
+                self._write_status()
+            elif word == "exit":
+                self._end("exit", rest)
+
+    def _check_time(self) -> None:
+        now = time.monotonic()
+        boot: float = self._description["boot_timeout"]  # type: ignore[assignment]
+        silence: float = self._description["silence_timeout"]  # type: ignore[assignment]
+        if self._status["ended"]:
+            return
+        if self._status["state"] == "booting":
+            if now - self._started > boot:
+                self._end("never-booted", f"not up after {boot:g} s")
+        elif now - self._last_sign > silence:
+            self._end("hang", f"no sign of life for {silence:g} s")
+            self._ask_where()
+
+    def _ask_where(self) -> None:
+        """Have a hung kernel say on its console where it hangs, by an NMI that makes it panic."""
+        self._monitor.setblocking(True)
+        try:
+            self._monitor.sendall(b'{"execute":"inject-nmi"}\n')
+            self._qemu.wait(_GRACE)
+        except (OSError, subprocess.TimeoutExpired):
+            pass
+
+    def _qemu_ended(self) -> None:
+        code = self._qemu.returncode
+        if code < 0:
+            self._end("killed", signal.Signals(-code).name)
+        else:
+            self._end("qemu", f"QEMU ended with status {code}")
+
+    def _end(self, how: str, detail: str) -> None:
+        if not self._status["ended"]:
+            self._status.update(state="ended", ended=how, detail=detail)
+            self._write_status()
+
+    def _drain(self) -> None:
+        """Hand over what the guest sent before it ended."""
+        if self._status["ended"] == "closed":
+            return
+        while self._read_guest():
+            pass
+        deadline = time.monotonic() + _GRACE
+        while self._to_host and time.monotonic() < deadline:
+            self._flush_to_host()
+            time.sleep(0.002)
+
+    def _write_status(self) -> None:
+        path = self._directory / "status.json"
+        new = path.with_suffix(".new")
+        new.write_text(json.dumps(self._status))
+        new.replace(path)
+
+    def _kill(self) -> None:
+        try:
+            os.killpg(self._qemu.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self._qemu.wait()
+
+
+def main() -> None:
+    """Supervise the guest described in the file named by the first argument."""
+    # The controller's process may die without a word; the pipe alone would tell too late.
+    die_with_parent(signal.SIGTERM, os.getppid())
+    path = Path(sys.argv[1])
+    Supervisor(json.loads(path.read_text()), path.parent).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""The worker's half: what pytest does inside a guest."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bpfunit.errors import SyscallError
+from bpfunit.plugin import engines
+from bpfunit.plugin.bench import GuestBenchmarks
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+LABEL_VARIABLE = "BPFUNIT_KERNEL_LABEL"
+HOST_ITEMS = "bpfunit_host_items"  # in the worker's output: how many were left out
+
+_SYS_FINIT_MODULE = 313  # arch/x86/entry/syscalls/syscall_64.tbl
+
+
+def register(config: pytest.Config) -> None:
+    """Set up the worker: load the kernel module, know the kernel's name."""
+    label = os.environ.get(LABEL_VARIABLE, os.uname().release)
+    config.pluginmanager.register(GuestSide(config, label), "bpfunit-guestside")
+    if config.pluginmanager.hasplugin("benchmark"):
+        config.pluginmanager.register(GuestBenchmarks(label), "bpfunit-guest-benchmarks")
+    # A test id copied from a report names the kernel, the file system does not.
+    config.args[:] = [re.sub(r"(::.*)@[^@\]:]+$", r"\1", arg) for arg in config.args]
+
+
+class GuestSide:
+    """Hooks of the worker.
+
+    Args:
+        config: pytest's, to leave counts for the host in.
+        label: the kernel's name in test ids.
+    """
+
+    def __init__(self, config: pytest.Config, label: str) -> None:
+        self._config = config
+        self._label = label
+        self._host_items = 0
+        self._module_error = ""
+
+    def pytest_sessionstart(self) -> None:
+        """Load the kernel module that the host names."""
+        path = os.environ.get("BPFUNIT_MODULE")
+        if path:
+            try:
+                load_module(Path(path))
+            except OSError as error:
+                self._module_error = f"{error}\n{_last_kernel_lines()}"
+        engines.start(self._config)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
+        """Leave out what runs on the host only, and put the kernel's name into the ids."""
+        host = [item for item in items if item.get_closest_marker("host")]
+        if host:
+            self._host_items = len(host)
+            config.hook.pytest_deselected(items=host)
+            items[:] = [item for item in items if not item.get_closest_marker("host")]
+        for item in items:
+            item._nodeid = f"{item.nodeid}@{self._label}"
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Fail tests that need the module when it did not load."""
+        if self._module_error and item.get_closest_marker("guest"):
+            pytest.fail(self._module_error, pytrace=False)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_sessionfinish(self) -> Generator[None, Any, Any]:
+        """Tell the host how many tests were left out here."""
+        self._config.workeroutput[HOST_ITEMS] = self._host_items  # type: ignore[attr-defined]
+        return (yield)
+
+
+def load_module(path: Path) -> None:
+    """Insert a kernel module.
+
+    Raises:
+        SyscallError: the kernel refused it.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if libc.syscall(_SYS_FINIT_MODULE, fd, b"", 0) != 0:
+            raise SyscallError(
+                f"load the kernel module {path}",
+                ctypes.get_errno(),
+                "the kernel's last lines say why; `make kmod` builds it anew",
+            )
+    finally:
+        os.close(fd)
+
+
+def _last_kernel_lines(count: int = 20) -> str:
+    fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+    lines = []
+    try:
+        while True:
+            record = os.read(fd, 8192).decode(errors="replace")
+            lines.append(record.partition(";")[2].split("\n")[0])
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(fd)
+    return "\n".join(lines[-count:])
