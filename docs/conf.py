@@ -26,7 +26,10 @@ myst_heading_anchors = 3
 default_role = "code"  # docstrings quote names in single backquotes
 nitpicky = True
 # Only names of our own can be looked up without a network.
-nitpick_ignore_regex = [(r"py:.*", r"(?!bpfunit\.).*")]
+nitpick_ignore_regex = [
+    (r"py:.*", r"(?!bpfunit\.).*"),
+    (r"py:.*", r"bpfunit\.(context|records|rewrite|session|kernels\._\w+)\..*"),  # not public
+]
 
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
@@ -34,6 +37,7 @@ autodoc_member_order = "bysource"
 autodoc_class_signature = "separated"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = "bpfunit"

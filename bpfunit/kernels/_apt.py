@@ -210,7 +210,7 @@ class SuiteIndex:
                 failures.append(f"{uri}: {complaint}")
         raise FetchError(
             f"read {self.suite.name} of the archive: {'; '.join(failures)}; "
-            "check the network, or name a mirror in $BPFUNIT_MIRROR"
+            f"{_remedy(' '.join(failures))}"
         )
 
     def _is_fresh(self, uris: list[str], key: Path, max_age_s: float) -> bool:
@@ -312,6 +312,12 @@ def _complaint(stderr: str) -> str:
     lines = lines or [line[2:].strip() for line in stderr.splitlines() if line.startswith("W:")]
     # apt's last line says only that some index failed; the ones before say which and why.
     return "; ".join(lines[:-1] if len(lines) > 1 else lines) or "apt failed without a word"
+
+
+def _remedy(complaint: str) -> str:
+    if "No space left on device" in complaint:
+        return "free some space or set $BPFUNIT_CACHE"
+    return "check the network, or name a mirror in $BPFUNIT_MIRROR"
 
 
 def _stanzas(text: str) -> Iterator[Package]:
