@@ -74,7 +74,8 @@ def modules_for(kernels: Sequence[Kernel]) -> list[Path]:
         )
 
 
-def _files(source: Path) -> list[Path]:
+def source_files(source: Path) -> list[Path]:
+    """Return the files that a build of the module needs."""
     return sorted(file for pattern in _SOURCES for file in source.glob(pattern))
 
 
@@ -93,7 +94,7 @@ def _key(kernel: Kernel, source: Path) -> str:
     """Return a hash of all that decides the outcome: sources, recipe, the kernel's symbols."""
     assert kernel.headers is not None
     digest = hashlib.sha256(f"{RECIPE}\0{kernel.release}\0".encode())
-    for file in _files(source):
+    for file in source_files(source):
         digest.update(f"{file.name}\0".encode() + file.read_bytes() + b"\0")
     # A tree that was built again has other symbols and a younger file; its release may be the same.
     for name in ("Module.symvers", "include/generated/autoconf.h"):
@@ -113,10 +114,10 @@ def _build(kernel: Kernel, source: Path, target: Path, name: str, task: Task) ->
     with building(target) as directory:
         work = directory / "work"
         work.mkdir()
-        for file in _files(source):
+        for file in source_files(source):
             shutil.copy(file, work)
-        command = toolchain.command(_make(kernel, toolchain, work), _trees(kernel, work))
-        code = _run(command, log, f"{kernel.release}, {toolchain.name}")
+        command = toolchain.command(make_command(kernel, toolchain, work), trees_of(kernel, work))
+        code = run_build(command, log, f"{kernel.release}, {toolchain.name}")
         # The copy that was compiled is about to go; the reader wants the file it was copied from.
         text = log.read_text(encoding="utf-8").replace(f"{work}/", f"{source}/")
         log.write_text(text, encoding="utf-8")
@@ -129,13 +130,14 @@ def _build(kernel: Kernel, source: Path, target: Path, name: str, task: Task) ->
         shutil.rmtree(work)
 
 
-def _trees(kernel: Kernel, work: Path) -> list[Path]:
+def trees_of(kernel: Kernel, work: Path) -> list[Path]:
     """Return what make has to see; for a catalogue kernel the directory with all its headers."""
     assert kernel.headers is not None
     return [kernel.headers if kernel.modules_root is None else kernel.modules_root, work]
 
 
-def _make(kernel: Kernel, toolchain: Toolchain, work: Path) -> list[str]:
+def make_command(kernel: Kernel, toolchain: Toolchain, work: Path) -> list[str]:
+    """Return the make command that builds the module from a copy of its source in ``work``."""
     command = ["make", "-C", str(kernel.headers), f"M={work}"]
     # No BTF of the module's own: nobody reads it, and writing it takes pahole. Since 7.2 kbuild
     # warns when pahole is another than the kernel's, although it is not run.
@@ -145,7 +147,7 @@ def _make(kernel: Kernel, toolchain: Toolchain, work: Path) -> list[str]:
     return [*command, "modules"]
 
 
-def _run(command: list[str], log: Path, title: str) -> int:
+def run_build(command: list[str], log: Path, title: str) -> int:
     """Run a build with its output in the log, and on the terminal where ``V=1`` asks for it."""
     verbose = os.environ.get("V", "") not in {"", "0"}
     # Variables such as ARCH, M or MAKEFLAGS of an outer make would change what this one does.
