@@ -48,10 +48,10 @@ class BpfBenchmark:
 
         Args:
             program: the program to run.
-            rounds: how many figures to take. In exact mode the least of them is the figure: a timer
-                interrupt of the guest adds to some of the others.
-            repeat: runs in one round, each from the same crafted address; the figure of a round is
-                the mean of its runs. Short rounds dodge the timer interrupt.
+            rounds: how many figures to take.
+            repeat: runs in one measurement, each from the same crafted address; their mean is the
+                figure. In exact mode a round is the least of three measurements, since a timer
+                interrupt of the guest counts as instructions too: it comes every few million.
             floor: an empty program for the same hook; what it takes is the fixed cost of the run
                 loop, kept beside the figure as ``extra_info["floor_ns"]``.
             **crafted: the context, as for :meth:`bpfunit.program.Program.run`.
@@ -60,7 +60,7 @@ class BpfBenchmark:
             The result of the last round.
         """
 
-        def duration(measured: Program) -> tuple[Result, int]:
+        def once(measured: Program) -> tuple[Result, int]:
             result = measured.run(repeat=repeat, **crafted)
             if result.duration_ns is None:
                 raise LookupError(
@@ -68,6 +68,10 @@ class BpfBenchmark:
                     "program alone; benchmarks need --bpf-engine testrun"
                 )
             return result, result.duration_ns
+
+        def duration(measured: Program) -> tuple[Result, int]:
+            measurements = [once(measured) for _ in range(3 if self.mode is Mode.EXACT else 1)]
+            return min(measurements, key=lambda measurement: measurement[1])
 
         def one_round() -> Result:
             result, ns = duration(program)
