@@ -1,4 +1,4 @@
-"""Benchmarks in exact mode: the same to the instruction, in one boot and over two, and +1 is seen."""
+"""Benchmarks in exact mode repeat to the instruction, in one boot and over two, and see one more."""
 
 from __future__ import annotations
 
