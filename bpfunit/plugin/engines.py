@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from .. import engines
-from ..engines import NotApplicableError
+from bpfunit import engines
+from bpfunit.engines import NotApplicableError
 
 CHOICES = ("testrun", "connect", "both")
 _CATEGORY = "not applicable"

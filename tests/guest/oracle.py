@@ -19,7 +19,7 @@ import bpfunit
 from bpfunit import engines
 from bpfunit.context import BpfSockAddr
 from bpfunit.engines import NotApplicableError, RawOutcome, Request
-from bpfunit.engines.connect import arrange
+from bpfunit.engines.connect import ConnectEngine, arrange
 from bpfunit.engines.connect.crafted import Crafted, words_of
 from bpfunit.errors import SyscallError
 from bpfunit.netns import NetworkNamespace
@@ -137,17 +137,35 @@ class Answer:
 
 
 class Bench:
-    """The oracle, loaded, with both engines around it."""
+    """One program of the oracle, with both engines around it.
 
-    def __init__(self, oracle: bpfunit.Object, namespaces: Sequence[NetworkNamespace]) -> None:
-        self._oracle, self._namespaces = oracle, namespaces
+    A context manager: the program stays attached within the block, since it takes the kernel longer to
+    attach it than to run it.
+    """
+
+    def __init__(
+        self, oracle: bpfunit.Object, name: str, namespaces: Sequence[NetworkNamespace]
+    ) -> None:
+        self.program = oracle.programs[name]
+        self._maps, self._namespaces = oracle.maps, namespaces
+        self._stack = ExitStack()
+        crafted = engines.get("testrun")
+        self._run = {"testrun": lambda request: crafted.run(self.program, request)}
+
+    def __enter__(self) -> Bench:
+        real = engines.get("connect")
+        assert isinstance(real, ConnectEngine)
+        self._run["connect"] = self._stack.enter_context(real.attached(self.program))
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._stack.close()
 
     def context(self, case: Case) -> bytes:
         """Return the context of a case."""
-        program = self._oracle.programs[case.program]
         crafted = BpfSockAddr()
-        v4 = program.hook.family == socket.AF_INET
-        raw = struct.pack("=I", int(program.hook.family))
+        v4 = self.program.hook.family == socket.AF_INET
+        raw = struct.pack("=I", int(self.program.hook.family))
         raw += case.address.ljust(4, b"\0") + bytes(16) if v4 else bytes(4) + case.address
         raw += struct.pack("!H", case.port) + bytes(2)
         raw += struct.pack("=III", case.family, case.type, case.protocol)
@@ -157,7 +175,7 @@ class Bench:
 
     def ask(self, case: Case) -> tuple[Answer, Answer] | None:
         """Run a case by real call and by test run, on one socket; None where none can be made."""
-        program, maps = self._oracle.programs[case.program], self._oracle.maps
+        program, maps = self.program, self._maps
         try:
             sock = make_socket(case, self._namespaces)
         except OSError:
@@ -173,26 +191,24 @@ class Bench:
             try:
                 with _prepared(kind, crafted, sock):
                     answers = [
-                        self._answer(engine, program, Request(context, sock), case)
+                        self._answer(engine, Request(context, sock), case)
                         for engine in ("connect", "testrun")
                     ]
             except NotApplicableError as error:
                 real = Answer(None, {}, error)
-                return real, self._answer("testrun", program, Request(context, sock), case)
+                return real, self._answer("testrun", Request(context, sock), case)
             return answers[0], answers[1]
 
-    def _answer(
-        self, engine: str, program: bpfunit.Program, request: Request, case: Case
-    ) -> Answer:
-        maps = self._oracle.maps
+    def _answer(self, engine: str, request: Request, case: Case) -> Answer:
+        maps = self._maps
         maps.sightings[0] = {}
         if case.remembered:
             maps.memory[request.sock] = case.remembered
         elif maps.memory.lookup(request.sock) is not None:
             del maps.memory[request.sock]
-        fresh = program.hook.kind in ("connect", "bind", "sendmsg", "recvmsg")
+        fresh = self.program.hook.kind in ("connect", "bind", "sendmsg", "recvmsg")
         try:
-            outcome = engines.get(engine).run(program, request._replace(fresh=fresh))
+            outcome = self._run[engine](request._replace(fresh=fresh))
         except (SyscallError, NotApplicableError) as error:
             return Answer(None, {}, error)
         seen = maps.sightings[0].asdict()

@@ -7,7 +7,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -51,14 +51,18 @@ class ConnectEngine:
             NotApplicableError: no real call shows the program the crafted context.
             SyscallError: the kernel refused to attach the program.
         """
-        return next(self.run_many(program, [request]))
+        with self.attached(program) as run:
+            return run(request)
 
-    def run_many(self, program: Program, requests: Iterable[Request]) -> Iterator[RawOutcome]:
-        """Run ``program`` by one real call after another, attached once for all of them.
+    @contextmanager
+    def attached(self, program: Program) -> Iterator[Callable[[Request], RawOutcome]]:
+        """Keep a program attached within the block; yield what runs one request by a real call.
+
+        This is the quick way to many runs: attaching takes the kernel longer than a call does.
+        Other sockets of the process go through the program too, meanwhile.
 
         Raises:
-            NotApplicableError: no real call shows the program one of the crafted contexts; those
-                before it have run.
+            NotApplicableError: the program is of another type, or its return value cannot be seen.
         """
         hook = HOOKS.get(program.attach_type)
         if program.type != ProgType.CGROUP_SOCK_ADDR or hook is None:
@@ -75,8 +79,7 @@ class ConnectEngine:
                 )
             fds = (probes.before, program.fd, probes.behind)
             with _Attachment(self._cgroup, program.attach_type, fds) as attachment:
-                for request in requests:
-                    yield _run_one(program, request, probes, attachment)
+                yield lambda request: _run_one(program, request, probes, attachment)
 
     def close(self) -> None:
         """Unload the observers and leave and remove the cgroup."""

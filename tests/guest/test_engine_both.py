@@ -1,0 +1,96 @@
+"""Both engines in one run: agreement is silent, a difference is spelled out."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+import pytest
+
+import bpfunit
+from bpfunit import engines
+from bpfunit.engines import RawOutcome, Request
+from bpfunit.engines.both import EnginesDisagreeError
+
+from ..objects import compiled
+
+pytestmark = [pytest.mark.guest, pytest.mark.usefixtures("no_bpf_leaks")]
+
+
+@pytest.fixture
+def oracle(bpf_load: Callable[..., bpfunit.Object]) -> bpfunit.Object:
+    """A program for every hook, run on both engines whatever the session's is."""
+    obj = bpf_load(compiled("oracle"), engine="both")
+    obj.maps.plans[0] = {"verdict": 1, "remember": 1}
+    return obj
+
+
+class Tampered:
+    """The engine testrun with its answers falsified."""
+
+    name = "testrun"
+
+    def __init__(self, **changes: object) -> None:
+        self._real, self._changes = engines.get("testrun"), changes
+
+    def run(self, program: bpfunit.Program, request: Request) -> RawOutcome:
+        return self._real.run(program, request)._replace(**self._changes)
+
+
+def test_test_is_left_with_the_traces_of_one_run(oracle: bpfunit.Object):
+    with socket.socket() as sock:
+        first = oracle.programs.connect4.run("10.1.2.3:80", sock=sock)
+        second = oracle.programs.connect4.run("10.1.2.3:80", sock=sock)
+        assert oracle.maps.memory[sock] == 2
+
+    assert (first.engine, first.storage("memory"), second.storage("memory")) == ("both", 1, 2)
+    assert oracle.maps.sightings[0].runs == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"retval": 0}, "return value: connect 00000001, testrun 00000000"),
+        ({"errno": 1}, "errno: connect 00000000, testrun 00000001"),
+        ({"ctx": bytes(72)}, "context: connect BpfSockAddr(user=10.1.2.3:80"),
+    ],
+)
+def test_difference_is_spelled_out(
+    oracle: bpfunit.Object,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, object],
+    told: str,
+):
+    monkeypatch.setitem(engines._made, "testrun", Tampered(**changes))
+
+    with pytest.raises(EnginesDisagreeError) as difference:
+        oracle.programs.connect4.run("10.1.2.3:80")
+
+    assert str(difference.value).startswith("run connect4: the engines connect and testrun differ")
+    assert told in str(difference.value)
+
+
+def test_chance_of_the_program_is_no_difference(
+    bpf_load: Callable[..., bpfunit.Object], bpf_object_path: object
+):
+    # the hook notes the time of each connect, which no two runs share
+    obj = bpf_load(bpf_object_path, engine="both")
+    program = obj.programs.cgroup_connect4_prog
+    program.run("0.0.0.2:929")  # manage this namespace
+
+    run = program.run("10.1.2.3:80")
+
+    assert run.untouched
+    assert run.storage("km_sockstorage").connect_ns
+
+
+def test_refusal_of_both_is_that_of_the_kernel(oracle: bpfunit.Object):
+    with pytest.raises(bpfunit.SyscallError) as refusal:
+        oracle.programs.connect4.run(ctx=None)
+    assert refusal.value.errno == 22
+
+
+def test_run_of_one_engine_alone_is_not_applicable(oracle: bpfunit.Object):
+    with pytest.raises(bpfunit.NotApplicableError):
+        oracle.programs.sendmsg4.run("10.1.2.3:0")
+    assert oracle.maps.sightings[0].runs == 0
