@@ -38,13 +38,9 @@ def load_mesh(bpf_load: Any, bpf_object_path: Any, family: Family) -> Iterator[C
     """
     with ExitStack() as meshes:
 
-        def load(*, managed: bool = True, log_level: int = 0, **options: Any) -> Mesh:
-            obj = bpf_load(
-                bpf_object_path,
-                globals={"bpf_log_level": log_level},
-                map_types=MAP_TYPES,
-                **options,
-            )
+        def load(*, managed: bool = True, log_level: int | None = 0, **options: Any) -> Mesh:
+            values = {} if log_level is None else {"bpf_log_level": log_level}
+            obj = bpf_load(bpf_object_path, globals=values, map_types=MAP_TYPES, **options)
             mesh = meshes.enter_context(closing(Mesh(obj, family)))
             if managed:
                 mesh.manage()

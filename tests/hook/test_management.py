@@ -68,9 +68,10 @@ def test_joining_records_the_cookie_of_the_callers_namespace(unmanaged_mesh: Mes
 
 def test_joining_twice_records_one_namespace(unmanaged_mesh: Mesh):
     unmanaged_mesh.join()
-    unmanaged_mesh.join()
+    again = unmanaged_mesh.join()
 
     assert len(managed_keys(unmanaged_mesh)) == 1
+    assert again.log == [], "joining again is no error"
 
 
 def test_after_joining_connections_are_steered(unmanaged_mesh: Mesh):

@@ -1,0 +1,27 @@
+"""What all tests share: tests of the project's own log messages, left out for foreign objects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker."""
+    config.addinivalue_line(
+        "markers",
+        "own_messages: asserts the text of the project's own log messages; left out when"
+        " --bpf-object names an object that was not built from bpf/",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the tests of our own messages out when somebody else's object is under test."""
+    chosen = config.getoption("bpf_object", None)
+    own = config.rootpath / "bpf" / "build"
+    if chosen is None or own in Path(chosen).resolve().parents:
+        return
+    left_out = [item for item in items if item.get_closest_marker("own_messages")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]

@@ -1,0 +1,183 @@
+"""Runs the hook's tests against every mutant and says which of them noticed.
+
+    python -m tests.mutants.run [--kernel 6.12] [--fresh] [NAME ...]
+
+First the test that the table names as a mutant's guard; where that one passes, the whole suite but
+for the random comparison with the model, whose verdict would differ from run to run. Ends with 0
+when every mutant that is not declared equivalent was killed and no equivalent one was; with 1
+otherwise; with 2 when the table is out of date or a run broke. Results are kept in
+bpf/build/mutants/results.json by the content of object and tests: an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bpfunit.cli._guest import booted
+
+from .build import OBJECTS, ROOT, MutantError, build_all
+from .table import MUTANTS, Mutant
+
+_HOOK_TESTS = ROOT / "tests" / "hook"
+_SUITE = [
+    str(path.relative_to(ROOT))
+    for path in sorted(_HOOK_TESTS.glob("test_*.py"))
+    if path.name != "test_model.py"
+]
+_RESULTS = OBJECTS / "results.json"
+
+# Runs in the guest, in execnet's worker: carries lines between the channel and the zygote.
+_CARRIER = """
+import subprocess, sys, threading
+zygote = subprocess.Popen(
+    [sys.executable, "-m", "tests.mutants.zygote"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    text=True, cwd=channel.receive())
+for job in channel:
+    zygote.stdin.write(job + "\\n"); zygote.stdin.flush()
+    channel.send(zygote.stdout.readline())
+zygote.stdin.close()
+zygote.wait()
+"""
+
+Ask = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+@contextmanager
+def guest(kernel: str) -> Iterator[Ask]:
+    """Boot a guest and yield a function that runs one job in it."""
+    with booted(kernel) as (_, gateway):
+        channel = gateway.remote_exec(_CARRIER)
+        channel.send(str(ROOT))
+
+        def ask(job: dict[str, Any]) -> dict[str, Any]:
+            channel.send(json.dumps(job))
+            found: dict[str, Any] = json.loads(channel.receive(timeout=1800))
+            if "error" in found:
+                raise MutantError(f"run the tests against {job['name']}: {found['error']}")
+            return found
+
+        yield ask
+        channel.close()
+
+
+def judge(mutant: Mutant, path: Path, ask: Ask) -> dict[str, Any]:
+    """Run the guard, then everything if need be, and return the verdict."""
+    suite = {"name": mutant.name, "object": str(path), "tests": _SUITE}
+    if not mutant.guard:
+        return {**ask(suite), "by_guard": False}
+    found = ask({**suite, "tests": [f"tests/hook/{mutant.guard}"]})
+    if found["failed"]:
+        return {**found, "by_guard": True}
+    return {**ask(suite), "by_guard": False}
+
+
+def report(console: Console, mutants: list[Mutant], results: dict[str, dict[str, Any]]) -> bool:
+    """Print the table and the survivors, and return whether all is as declared."""
+    table = Table(title=f"{len(mutants)} mutants of the hook", title_justify="left")
+    for column in ("mutant", "file", "verdict", "by"):
+        table.add_column(column, overflow="fold")
+    wrong: list[str] = []
+    survivors: list[str] = []
+    for mutant in mutants:
+        result = results[mutant.name]
+        killer = result["failed"].removeprefix("tests/hook/")
+        verdict = "killed" if killer else "survived"
+        if mutant.equivalent:
+            survivors.append(f"{mutant.name}: {mutant.equivalent}")
+            verdict = "equivalent" if not killer else "[red]killed, though equivalent[/]"
+        elif not killer:
+            verdict = "[red]survived[/]"
+        elif not result["by_guard"]:
+            verdict = "killed [yellow](not by its guard)[/]"
+        if bool(killer) == bool(mutant.equivalent):
+            wrong.append(mutant.name)
+        table.add_row(mutant.name, mutant.file, verdict, killer)
+    console.print(table)
+    killed = sum(1 for mutant in mutants if results[mutant.name]["failed"])
+    console.print(f"{killed} killed, {len(survivors)} declared equivalent:")
+    for line in survivors:
+        console.print(f"  {line}")
+    if wrong:
+        console.print(f"[red]not as declared:[/] {', '.join(wrong)}")
+    return not wrong
+
+
+def _fingerprint(path: Path) -> str:
+    digest = hashlib.sha256(path.read_bytes())
+    for test in sorted(_HOOK_TESTS.glob("*.py")):
+        digest.update(test.read_bytes())
+    return digest.hexdigest()
+
+
+def _kept() -> dict[str, dict[str, Any]]:
+    if not _RESULTS.is_file():
+        return {}
+    kept: dict[str, dict[str, Any]] = json.loads(_RESULTS.read_text())
+    return kept
+
+
+def run(mutants: list[Mutant], kernel: str, fresh: bool, console: Console) -> bool:
+    """Build, run what is not known yet, and report."""
+    console.print(f"building {len(mutants)} mutants")
+    objects = build_all(mutants)
+    prints = {name: f"{kernel} {_fingerprint(path)}" for name, path in objects.items()}
+    results = {} if fresh else _kept()
+    todo = [m for m in mutants if results.get(m.name, {}).get("print") != prints[m.name]]
+    if todo:
+        with guest(kernel) as ask:
+            original = OBJECTS / "obj" / "original" / "hook.bpf.o"
+            _check_original(ask, original, results)
+            for number, mutant in enumerate(todo, 1):
+                start = time.monotonic()
+                found = judge(mutant, objects[mutant.name], ask)
+                results[mutant.name] = {**found, "print": prints[mutant.name]}
+                _RESULTS.write_text(json.dumps(results, indent=1))
+                console.print(
+                    f"{number}/{len(todo)} {mutant.name}: {found['failed'] or 'survived'}"
+                    f" ({time.monotonic() - start:.0f} s)"
+                )
+    return report(console, mutants, results)
+
+
+def _check_original(ask: Ask, original: Path, results: dict[str, dict[str, Any]]) -> None:
+    """The unchanged hook must pass, or no mutant's death means anything."""
+    mark = _fingerprint(original)
+    if results.get("original", {}).get("print") == mark:
+        return
+    found = ask({"name": "original", "object": str(original), "tests": _SUITE})
+    if found["failed"]:
+        raise MutantError(f"the unchanged hook fails {found['failed']}: {found['reason']}")
+    results["original"] = {**found, "print": mark}
+
+
+def main() -> int:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="these mutants alone")
+    parser.add_argument("--kernel", default="6.12", help="kernel to run on (default: 6.12)")
+    parser.add_argument("--fresh", action="store_true", help="forget the results of earlier runs")
+    options = parser.parse_args()
+    chosen = [m for m in MUTANTS if not options.names or m.name in options.names]
+    if unknown := set(options.names) - {m.name for m in chosen}:
+        parser.error(f"no mutant {', '.join(sorted(unknown))}")
+    console = Console()
+    try:
+        return 0 if run(chosen, options.kernel, options.fresh, console) else 1
+    except MutantError as error:
+        console.print(f"[red]error:[/] {error}")
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
