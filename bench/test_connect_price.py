@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from bench.hook_latency import traced
 from bpfunit.engines.connect.cgroup import Cgroup
 from tests.hook.families import IPV4, IPV6, over
 from tests.hook.mesh import Mesh
@@ -65,3 +66,19 @@ def test_price_of_the_hook_at_connect(
             return
         with in_cgroup.attached(program.attach_type, program.fd):
             bpf_benchmark.record(time_connects(mesh, kind, target))
+
+
+@pytest.mark.benchmark(group="inside connect(): latency of the hook's runner")
+@over(IPV4)
+def test_latency_of_the_hook_while_connects_run(bpf_benchmark: Any, mesh: Mesh, in_cgroup: Cgroup):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(ROUNDS)
+        number = server.getsockname()[1]
+        mesh.service(mesh.family.vip, ports={80: number}, endpoints=["127.0.0.1"])
+        with in_cgroup.attached(mesh.program.attach_type, mesh.program.fd), traced() as latency:
+            durations = time_connects(mesh, socket.SOCK_STREAM, (mesh.family.vip, 80))
+
+    assert sum(latency.counts.values()) >= ROUNDS
+    bpf_benchmark.fixture.extra_info["text"] = latency.text(bpf_benchmark.mode.unit)
+    bpf_benchmark.record(durations)

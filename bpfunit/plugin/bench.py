@@ -213,6 +213,10 @@ class HostBenchmarks:
                 terminalreporter.write_line(
                     f"{name:{width}}  {run:>9,} {floor:>9,} {run - floor:>9,}"
                 )
+        for benchmark in benchmarks:
+            if text := benchmark.extra_info.get("text"):
+                terminalreporter.section(benchmark.name)
+                terminalreporter.write_line(text)
         for mode in sorted({b.extra_info.get("mode") for b in benchmarks} - {None}):
             terminalreporter.write_line(f"mode {mode}: {_MEANING[Mode(mode)]}")
 
