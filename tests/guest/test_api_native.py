@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bpfunit import Object, features, ip4
+from bpfunit import Object, ip4
 
 from ..objects import compiled
 
@@ -64,9 +64,8 @@ def test_repeated_runs_are_timed(obj: Object, scapy: Any) -> None:
     assert obj.maps.dropped[ip4("10.0.0.1")] == 100
 
 
+@pytest.mark.needs(since="5.13")  # the test run of sk_lookup
 def test_sk_lookup_runs_on_a_context_alone(bpf_load: Callable[..., Object]) -> None:
-    if features.kernel_version() < (5, 13, 0):
-        pytest.skip("the test run of sk_lookup came with Linux 5.13")
     obj = bpf_load(compiled("native"), programs=["refuse_port_7"])
     for port, verdict in ((7, 0), (8, 1)):
         context = obj.types["struct bpf_sk_lookup"](
