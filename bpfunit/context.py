@@ -124,34 +124,35 @@ def craft(
     Raises:
         ContextError: an address of the wrong family, or a source where the hook has none.
     """
-    if isinstance(dst, str) and (src is None or isinstance(src, str)):
-        return BpfSockAddr.from_buffer_copy(_crafted_bytes(hook, dst, src, family, type, proto))
-    return _craft(hook, dst, src, family, type, proto)
+    if isinstance(dst, list):
+        dst = tuple(dst)  # as it comes out of JSON; what is cached must be hashable
+    # parsing costs more than a run, and most tests dial few addresses
+    return BpfSockAddr.from_buffer_copy(_crafted_bytes(hook, dst, src, family, type, proto))
 
 
-def _craft(
+@lru_cache(maxsize=4096)
+def _crafted_bytes(
     hook: Hook,
     dst: EndpointLike | None,
     src: EndpointLike | str | None,
     family: int | None,
     type: int | None,
     proto: int | None,
-) -> BpfSockAddr:
+) -> bytes:
     if type is None:
         type = socket.SOCK_DGRAM if hook.datagram else socket.SOCK_STREAM
     if proto is None:
         default = {socket.SOCK_STREAM: socket.IPPROTO_TCP, socket.SOCK_DGRAM: socket.IPPROTO_UDP}
         proto = default.get(type, 0)  # type: ignore[call-overload]
     context = BpfSockAddr()
-    setter = ctypes.Structure.__setattr__  # the values below are checked here, once
-    setter(context, "user_family", hook.family)
-    setter(context, "family", hook.family if family is None else family)
-    setter(context, "type", type)
-    setter(context, "protocol", proto)
+    context.user_family = hook.family
+    context.family = hook.family if family is None else family
+    context.type = type
+    context.protocol = proto
     if dst is not None:
         endpoint = Endpoint.parse(dst)
         _set_address(context, hook, "user_ip", endpoint)
-        setter(context, "user_port", port(endpoint.port))
+        context.user_port = port(endpoint.port)
     if src is not None:
         if not hook.has_source:
             raise ContextError(
@@ -160,15 +161,7 @@ def _craft(
         text = isinstance(src, str) and (src.count(":") != 1 and not src.startswith("["))
         source = Endpoint(src, 0) if text else Endpoint.parse(src)  # type: ignore[arg-type]
         _set_address(context, hook, "msg_src_ip", source)
-    return context
-
-
-@lru_cache(maxsize=4096)
-def _crafted_bytes(
-    hook: Hook, dst: str, src: str | None, family: int | None, type: int | None, proto: int | None
-) -> bytes:
-    """Craft a context once for all runs with the same arguments: parsing costs more than a run."""
-    return bytes(_craft(hook, dst, src, family, type, proto))
+    return bytes(context)
 
 
 def _set_address(context: BpfSockAddr, hook: Hook, field: str, endpoint: Endpoint) -> None:

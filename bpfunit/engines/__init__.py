@@ -74,6 +74,8 @@ def get(name: str | None = None) -> Engine:
     Raises:
         NotFoundError: there is no such engine.
     """
+    if name in _made:
+        return _made[name]
     name = name or os.environ.get("BPFUNIT_ENGINE") or DEFAULT
     if name not in _factories and name in _MODULES:
         import_module(f".{_MODULES[name]}", __name__)
