@@ -189,9 +189,8 @@ class Reporting:
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the reports; fail the session where coverage is too low or a declaration wrong."""
-        self._data.save(self._data_file)
         self._reports = Reports(self._data, self._options)
-        self._reports.write_files()
+        self._reports.write_files(self._data_file)
         if self._reports.failures() and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
