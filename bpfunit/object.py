@@ -29,6 +29,11 @@ _LOG_ROOM = (1 << 24) - 1  # the largest log that kernels before 5.2 take (BPF_L
 _PRINTK_HELPERS = {6, 177}  # bpf_trace_printk, bpf_trace_vprintk
 _LISTED_SLOTS = 64
 
+# an instruction as a little-endian word: opcode, registers (source above), offset, value
+_OPCODE_AND_SOURCE = 0xF0FF
+_LOAD_MAP_FD = asm.PSEUDO_MAP_FD << 12 | asm.LD_IMM64
+_CALL_HELPER = asm.JMP | asm.CALL
+
 
 class Globals:
     """The global variables of a loaded object: ``obj.globals.bpf_log_level = 3``."""
@@ -72,6 +77,7 @@ class Object:
         self._sections: dict[str, int] = {}
         self._mapped: dict[str, mmap.mmap] = {}
         self._log = mmap.mmap(-1, _LOG_ROOM)  # takes memory only as far as the kernel writes
+        self._resources.callback(self._log.close)
         self.maps: Names[Any] = Names("map", self.path.name, {})
         self.programs: Names[Program] = Names("program", self.path.name, {})
         self.globals = Globals(self)
@@ -244,13 +250,16 @@ class Object:
         """Find which arrays a program tail-calls into, and whether it prints."""
         lib = libbpf.lib()
         size = lib.bpf_program__insn_cnt(handle) * asm.SLOT_SIZE
-        for insn in asm.decode(ctypes.string_at(lib.bpf_program__insns(handle), size)):
-            if insn.is_wide and insn.src == asm.PSEUDO_MAP_FD:
-                target = by_fd.get(insn.imm)
-                if isinstance(target, ProgArray) and program not in target.users:
-                    target.users.append(program)
-            elif insn.is_helper_call and insn.imm in _PRINTK_HELPERS:
-                self._prints = True
+        code = ctypes.string_at(lib.bpf_program__insns(handle), size)
+        # every test loads thousands of instructions: only the words that matter are looked into
+        words = memoryview(code).cast("Q")
+        loaded_fds = {word >> 32 for word in words if word & _OPCODE_AND_SOURCE == _LOAD_MAP_FD}
+        helpers = {word >> 32 for word in words if word & _OPCODE_AND_SOURCE == _CALL_HELPER}
+        for fd in loaded_fds:
+            target = by_fd.get(fd)
+            if isinstance(target, ProgArray):
+                target.users.append(program)
+        self._prints = self._prints or bool(helpers & _PRINTK_HELPERS)
 
     _prints = False
 
