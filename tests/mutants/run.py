@@ -1,6 +1,6 @@
 """Runs the hook's tests against every mutant and says which of them noticed.
 
-    python -m tests.mutants.run [--kernel 6.12] [--fresh] [NAME ...]
+    python -m tests.mutants [--kernel 6.12] [--fresh] [NAME ...]
 
 First the test that the table names as a mutant's guard; where that one passes, the whole suite but
 for the random comparison with the model, whose verdict would differ from run to run. Ends with 0
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bpfunit.cli._guest import booted
+from bpfunit.errors import BpfunitError
 
 from .build import OBJECTS, ROOT, MutantError, build_all
 from .table import MUTANTS, Mutant
@@ -137,6 +137,7 @@ def run(mutants: list[Mutant], kernel: str, fresh: bool, console: Console) -> bo
     if todo:
         with guest(kernel) as ask:
             original = OBJECTS / "obj" / "original" / "hook.bpf.o"
+            console.print("running the suite against the unchanged hook")
             _check_original(ask, original, results)
             for number, mutant in enumerate(todo, 1):
                 start = time.monotonic()
@@ -174,10 +175,6 @@ def main() -> int:
     console = Console()
     try:
         return 0 if run(chosen, options.kernel, options.fresh, console) else 1
-    except MutantError as error:
+    except (MutantError, BpfunitError) as error:
         console.print(f"[red]error:[/] {error}")
         return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())
