@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from bpfunit.attach import attach
 from bpfunit.btf import BtfError, Types, load_types
+from bpfunit.bulk import BulkResult, BulkRun
 from bpfunit.context import BpfSockAddr, ContextError
 from bpfunit.engines import NotApplicableError
 from bpfunit.errors import BpfunitError, FieldError, FieldValueError, NotFoundError, SyscallError
@@ -29,6 +30,8 @@ __all__ = [
     "BpfSockAddr",
     "BpfunitError",
     "BtfError",
+    "BulkResult",
+    "BulkRun",
     "ContextError",
     "Endpoint",
     "FieldError",
