@@ -18,11 +18,10 @@ from .oracle import Bench, Tally, make_case, simplest
 pytestmark = pytest.mark.guest
 
 # Cases that are run and compared on both engines, for each hook; 10,000 and some in all. The hooks
-# of names attach and detach the program for each case, since what is arranged asks for names itself.
+# of names attach and detach the program for each case: what is arranged asks for names itself.
 COMPARED = int(os.environ.get("BPFUNIT_CASES", "1200"))
-FAST = {
-    f"{kind}{n}": COMPARED for kind in ("connect", "bind", "sendmsg", "recvmsg") for n in (4, 6)
-}
+CALLS = ("connect", "bind", "sendmsg", "recvmsg")
+FAST = {f"{kind}{n}": COMPARED for kind in CALLS for n in (4, 6)}
 NAMES = {f"{kind}{n}": COMPARED // 6 for kind in ("getpeername", "getsockname") for n in (4, 6)}
 
 
@@ -53,7 +52,7 @@ def test_engines_agree_on_random_cases(
     tally = Tally()
     with Bench(oracle, name, elsewhere) as bench:
         for seed in range(20 * count):
-            case = make_case(bench.program, str(seed))
+            case = make_case(bench.program, seed)
             answers = bench.ask(case)
             if answers is None:
                 continue

@@ -22,7 +22,7 @@ from bpfunit.engines.connect.crafted import Crafted
 _TCP_REPAIR = 19
 _IP_FREEBIND, _IP_BIND_ADDRESS_NO_PORT = 15, 24
 _IPV6_FREEBIND, _IPV6_HDRINCL = 78, 36
-_DELIVERY_SECONDS = 2.0  # loopback delivers within the send; a loaded guest may defer to ksoftirqd
+_DELIVERY_SECONDS = 0.2  # loopback delivers within the send; a loaded guest may defer to ksoftirqd
 _ANY4, _ANY6 = bytes(4), bytes(16)
 _MAPPED = bytes(10) + b"\xff\xff"
 _UNSPEC = struct.pack("=H14x", socket.AF_UNSPEC)
@@ -31,6 +31,11 @@ _UNSPEC = struct.pack("=H14x", socket.AF_UNSPEC)
 def disconnect(sock: socket.socket) -> None:
     """Undo a connect: the socket has no peer and may connect anew (connect(2), AF_UNSPEC)."""
     sockets.connect(sock.fileno(), _UNSPEC)
+
+
+def _protocol(sock: socket.socket) -> int:
+    # socket.proto is what the socket was asked for, 0 for the default of its type
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL)
 
 
 # ---- a datagram from anywhere ----
@@ -75,8 +80,7 @@ def queue_datagram(crafted: Crafted, sock: socket.socket) -> None:
     Raises:
         NotApplicableError: no such datagram can reach this socket.
     """
-    # socket.proto is what the socket was asked for, 0 for the default of its type
-    if sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) != socket.IPPROTO_UDP:
+    if _protocol(sock) != socket.IPPROTO_UDP:
         raise crafted.refuse("only a UDP socket can be sent a datagram from any source")
     if select.select([sock], [], [], 0)[0]:
         raise crafted.refuse("another datagram already waits in the socket's queue")
@@ -141,6 +145,8 @@ def connected(crafted: Crafted, sock: socket.socket, ours: bool) -> Iterator[Non
         yield
         return
     repair = sock.type == socket.SOCK_STREAM
+    if repair and _protocol(sock) != socket.IPPROTO_TCP:
+        raise crafted.refuse("of stream sockets only TCP can have a peer that does not answer")
     host = crafted.address[12:] if crafted.address[:12] == _MAPPED else crafted.address
     with netns.of_socket(sock), route(host):
         if repair:

@@ -202,7 +202,8 @@ def _why_unseen(case: Case, failure: int) -> str:
     """Say why the hook did not run on the socket, and undo a call that went through."""
     doubt = "" if case.ours else ", or the socket was made before the engine, outside of its cgroup"
     if failure and failure != errno.EINPROGRESS:
-        return f"the call ends with {errno.errorcode[failure]} before it comes to the hook{doubt}"
+        name = errno.errorcode.get(failure, str(failure))
+        return f"the call ends with {name} before it comes to the hook{doubt}"
     if case.crafted.hook.kind == "connect":
         arrange.disconnect(case.sock)
     return f"the kernel runs no such hook for a socket of this family, type and protocol{doubt}"
