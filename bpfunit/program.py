@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bpfunit import engines
 from bpfunit._sys import bpf, uapi
 from bpfunit._sys.uapi import AttachType, ProgType
-from bpfunit.context import HOOKS, BpfSockAddr, Hook, craft
+from bpfunit.context import HOOKS, BpfSockAddr, ContextError, Hook, craft
 from bpfunit.engines import Request
 from bpfunit.errors import BpfunitError, SyscallError
 from bpfunit.net import EndpointLike
@@ -163,6 +163,11 @@ class Program:
         if self.type == ProgType.CGROUP_SOCK_ADDR and data is None:
             context = self._context(ctx, dst, src, type, proto, family, sock)
         else:
+            if dst is not None or src is not None:
+                raise ContextError(
+                    f"run {self.name}: an address is crafted for cgroup_sock_addr programs, this is"
+                    f" {_type_name(self.type)}; give it a packet (data=) or a context (ctx=)"
+                )
             context = None if ctx is ... else ctx
             if data is None and self.type in PACKET_TYPES:
                 data = _ANY_PACKET

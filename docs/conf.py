@@ -28,7 +28,8 @@ nitpicky = True
 # Only names of our own can be looked up without a network.
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!bpfunit\.).*"),
-    (r"py:.*", r"bpfunit\.(context|records|rewrite|session|kernels\._\w+)\..*"),  # not public
+    # not public
+    (r"py:.*", r"bpfunit\.(context|engines|records|rewrite|session|kernels\._\w+)\..*"),
 ]
 
 autodoc_typehints = "description"

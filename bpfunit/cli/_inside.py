@@ -15,6 +15,7 @@ from typing import Any
 import bpfunit
 from bpfunit.cli._values import with_addresses
 from bpfunit.errors import BpfunitError
+from bpfunit.records import is_address, read_address
 
 _SOCKET_TYPES = {
     "stream": socket.SOCK_STREAM,
@@ -62,7 +63,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Load, fill the maps, run, and return what happened, or ``{"error": …}``.
 
     Args:
-        request: the command line as plain data, made by :func:`bpfunit.cli.run.make_request`.
+        request: the command line as plain data, as :func:`bpfunit.cli.run.run` makes it.
     """
     try:
         with bpfunit.load(
@@ -129,9 +130,12 @@ def _tail_calls(result: bpfunit.Result) -> list[dict[str, Any]] | str:
 
 
 def plain(value: Any) -> Any:
-    """Return a ctypes value as what JSON can say: dicts, lists, numbers; bytes as hex."""
+    """Return a value as what JSON can say; addresses as people write them, bytes as hex."""
     if isinstance(value, (ctypes.Structure, ctypes.Union)):
-        return {field[0]: plain(getattr(value, field[0])) for field in value._fields_}
+        if is_address(type(value)):
+            return str(read_address(bytes(value)))
+        names = getattr(value, "_members_", None) or [field[0] for field in value._fields_]
+        return {name: plain(getattr(value, name)) for name in names}
     if isinstance(value, ctypes.Array):
         return [plain(item) for item in value]
     if isinstance(value, dict):

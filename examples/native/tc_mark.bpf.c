@@ -26,7 +26,8 @@ int mark(struct __sk_buff *skb)
 	__u32 *mark, dscp;
 	struct iphdr ip;
 
-	if (skb->protocol != bpf_htons(ETH_P_IP) || bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)))
+	if (skb->protocol != bpf_htons(ETH_P_IP) ||
+	    bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)))
 		return TC_ACT_OK;
 	if (ip.ttl <= 1)
 		return TC_ACT_SHOT;

@@ -1,0 +1,114 @@
+"""``bpfunit run`` on the guest's side: what it answers, and how it says what went wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bpfunit import port
+from bpfunit.cli._inside import answer
+
+from ..objects import compiled
+
+pytestmark = pytest.mark.guest
+
+ROUTE_TYPES = {"routes": ["route_key", "route_value"]}
+
+
+def ask(object_: Path, program: str, **options: Any) -> dict[str, Any]:
+    """Ask as the command does, and require an answer that JSON can carry."""
+    request = {
+        "object": str(object_),
+        "program": program,
+        "dst": None,
+        "src": None,
+        "type": None,
+        "proto": None,
+        "data": None,
+        "maps": [],
+        "map_types": {},
+        "globals": {},
+        "show_maps": [],
+        "repeat": 1,
+        "trace_tail_calls": False,
+        "engine": None,
+        **options,
+    }
+    found = answer(request)
+    assert json.loads(json.dumps(found)) == found
+    return found
+
+
+def ask_redirect(**options: Any) -> dict[str, Any]:
+    entry = ["routes", "10.96.0.1", {"addr": "10.244.0.5", "port": port(8080)}]
+    return ask(
+        compiled("api"),
+        "redirect4",
+        dst="10.96.0.1:80",
+        maps=[entry],
+        map_types=ROUTE_TYPES,
+        **options,
+    )
+
+
+def test_the_answer_has_both_addresses() -> None:
+    found = ask_redirect()
+    assert found.get("error") is None
+    assert (found["dst_before"], found["dst"]) == ("10.96.0.1:80", "10.244.0.5:8080")
+    assert found["retval"] == 1
+    assert found["engine"] in ("testrun", "connect")
+
+
+def test_storage_and_maps_are_plain_data() -> None:
+    found = ask_redirect(show_maps=["routes"])
+    assert found["storage"]["seen_storage"]["runs"] == 1
+    [(key, value)] = found["maps"]["routes"]
+    assert key == {"addr": "10.96.0.1"}
+    assert (value["addr"], value["port"]) == ("10.244.0.5", port(8080))
+
+
+def test_a_packet_program_answers_with_the_packet() -> None:
+    found = ask(compiled("native"), "drop_discard", data=bytes(64).hex())
+    assert found["retval"] == 2
+    assert found["data"] == bytes(64).hex()
+
+
+def test_an_unknown_program_lists_those_of_the_object() -> None:
+    error = ask(compiled("api"), "redirect5", dst="10.96.0.1:80")["error"]
+    assert "redirect5" in error
+    assert "redirect4" in error
+
+
+def test_an_unknown_map_lists_those_of_the_object() -> None:
+    error = ask(compiled("api"), "redirect4", maps=[["router", 1, 1]])["error"]
+    assert "router" in error
+    assert "routes" in error
+
+
+def test_a_map_without_types_says_how_to_give_them() -> None:
+    error = ask(compiled("api"), "redirect4", maps=[["routes", "10.96.0.1", 1]])["error"]
+    assert "type is not known" in error
+
+
+def test_an_address_for_a_packet_program_says_what_it_takes() -> None:
+    error = ask(compiled("native"), "drop_discard", dst="10.96.0.1:80")["error"]
+    assert "xdp" in error.lower()
+    assert "give it a packet" in error
+
+
+def test_an_object_without_btf_says_how_to_compile_it(tmp_path: Path) -> None:
+    source = Path(__file__).parent / "bpf" / "api.bpf.c"
+    target = tmp_path / "plain.o"
+    include = ["-idirafter", "/usr/include/x86_64-linux-gnu"]
+    command = ["clang", "-target", "bpf", "-mcpu=v3", "-O2", *include, "-c", source, "-o", target]
+    subprocess.run(command, check=True, timeout=300)
+    assert "-g" in ask(target, "redirect4", dst="10.96.0.1:80")["error"]
+
+
+def test_a_file_that_is_no_object_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "text.o").write_text("int main;")
+    assert "is it a BPF object" in ask(tmp_path / "text.o", "main")["error"]
