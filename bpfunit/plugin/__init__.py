@@ -18,6 +18,7 @@ pytest_plugins = (
     "bpfunit.plugin.bench",
     "bpfunit.plugin.engines",
     "bpfunit.plugin.html",
+    "bpfunit.plugin.matrix_report",
 )
 
 pytest_addoption = options.pytest_addoption

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import os
-import shlex
-import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from bpfunit.coverage.reports import ReportRequest
-from bpfunit.guest import in_guest
-from bpfunit.report import KernelInfo, Link, Outcome, OutcomeKind, Run, Section, write_html
-
-_HOST = "host"
-_CRASHED = "???"  # what xdist gives as the phase of a test whose worker died
-_ORDER = list(OutcomeKind)
+from bpfunit.plugin.outcomes import collector_of, is_controller
+from bpfunit.report import Link, write_html
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,15 +24,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the collector where reports arrive: on the host, not in its workers."""
+    """Have the file written where reports arrive: on the host, not in its workers."""
     path: Path | None = config.option.bpf_html
-    if path is not None and not in_guest() and not hasattr(config, "workerinput"):
-        collector = HtmlCollector(config, config.invocation_params.dir / path)
-        config.pluginmanager.register(collector, "bpfunit-html")
+    if path is not None and is_controller(config):
+        report = HtmlReport(config, config.invocation_params.dir / path)
+        config.pluginmanager.register(report, "bpfunit-html")
 
 
-class HtmlCollector:
-    """Gathers reports as they come and writes the file at the end.
+class HtmlReport:
+    """Writes the file at the end.
 
     Args:
         config: pytest's.
@@ -51,63 +42,13 @@ class HtmlCollector:
     def __init__(self, config: pytest.Config, path: Path) -> None:
         self._config = config
         self._path = path
-        self._started = time.time()
-        self._releases: dict[str, str] = {}
-        self._outcomes: dict[tuple[str, str], Outcome] = {}
-
-    def pytest_sessionstart(self) -> None:
-        """Learn which kernels the tests run on."""
-        self._releases = {target.label: target.kernel.release for target in self._targets()}
-
-    def _targets(self) -> list[Any]:
-        host = self._config.pluginmanager.get_plugin("bpfunit-host")
-        return list(host.targets) if host else []
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take one phase of one test."""
-        test, _, label = report.nodeid.rpartition("@")
-        kernel = self._releases.get(label)
-        if kernel is None:
-            test, kernel = report.nodeid, _HOST
-        outcome = self._outcomes.setdefault(
-            (test, kernel), Outcome(test, kernel, OutcomeKind.PASSED)
-        )
-        outcome.seconds += getattr(report, "duration", 0.0)
-        kind = kind_of(report)
-        if _ORDER.index(kind) < _ORDER.index(outcome.kind):
-            outcome.kind = kind
-        if report.longrepr and kind is not OutcomeKind.PASSED:
-            outcome.reason = outcome.reason or _reason(report)
-            if kind.is_bad:
-                title = "traceback" if report.when == "call" else f"traceback, {report.when}"
-                outcome.sections.append(Section(title, report.longreprtext))
-        known = {(section.title, section.text) for section in outcome.sections}
-        outcome.sections += [
-            Section(title, text)
-            for title, text in report.sections  # each phase repeats those of the phases before
-            if text.strip() and (title, text) not in known
-        ]
+        self._outcomes = collector_of(config)
 
     @pytest.hookimpl(trylast=True)
-    def pytest_terminal_summary(
-        self, terminalreporter: pytest.TerminalReporter, exitstatus: int
-    ) -> None:
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Write the file, now that the reports it links to are there."""
-        run = Run(
-            title=f"bpfunit: {self._config.rootpath.name}",
-            command=shlex.join([Path(sys.argv[0]).name, *self._config.invocation_params.args]),
-            started=dt.datetime.fromtimestamp(self._started).astimezone(),
-            seconds=time.time() - self._started,
-            exit_code=int(exitstatus),
-            kernels=self._kernels(),
-            outcomes=list(self._outcomes.values()),
-            links=self._links(),
-            remarks=[
-                f"kernel {target.kernel.release}: {target.kernel.note}"
-                for target in self._targets()
-                if target.kernel.note
-            ],
-        )
+        run = self._outcomes.run()
+        run.links = self._links()
         try:
             write_html(run, self._path)
         except OSError as error:
@@ -117,14 +58,6 @@ class HtmlCollector:
             )
         else:
             terminalreporter.write_line(f"HTML report written to {self._path}")
-
-    def _kernels(self) -> list[KernelInfo]:
-        found = [
-            KernelInfo(target.kernel.release, (target.kernel.source,)) for target in self._targets()
-        ]
-        if any(kernel == _HOST for _, kernel in self._outcomes):
-            found.append(KernelInfo(_HOST))
-        return found
 
     def _links(self) -> list[Link]:
         option = self._config.option
@@ -140,31 +73,9 @@ class HtmlCollector:
             found += [
                 self._link(f"Benchmarks: {plot.stem}", plot)
                 for plot in sorted(prefix.parent.glob(f"{prefix.name}*.svg"))
-                if plot.stat().st_mtime >= self._started
+                if plot.stat().st_mtime >= self._outcomes.started
             ]
         return found
 
     def _link(self, label: str, target: Path) -> Link:
         return Link(label, Path(os.path.relpath(target, self._path.parent)).as_posix())
-
-
-def kind_of(report: pytest.TestReport) -> OutcomeKind:
-    """Return what a report says about its test; a passed phase leaves the verdict to the others."""
-    expected = hasattr(report, "wasxfail")
-    if report.skipped:
-        return OutcomeKind.XFAILED if expected else OutcomeKind.SKIPPED
-    if report.passed:
-        return OutcomeKind.XPASSED if expected and report.when == "call" else OutcomeKind.PASSED
-    if report.when == _CRASHED:
-        return OutcomeKind.CRASHED
-    return OutcomeKind.FAILED if report.when == "call" else OutcomeKind.ERROR
-
-
-def _reason(report: pytest.TestReport) -> str:
-    """Return the one line that says why a test did not pass."""
-    longrepr: Any = report.longrepr
-    if isinstance(longrepr, tuple):  # (file, line, reason) of a skip
-        return str(longrepr[2])
-    if crash := getattr(longrepr, "reprcrash", None):
-        return str(crash.message).partition("\n")[0]
-    return str(getattr(report, "wasxfail", "")) or str(longrepr).partition("\n")[0]

@@ -7,19 +7,10 @@ from pathlib import Path
 
 import jinja2
 
+from bpfunit.report._format import duration
 from bpfunit.report._model import Run
 
 _TEMPLATES = Path(__file__).parent / "templates"
-
-
-def _duration(seconds: float) -> str:
-    """Return a time as people read it: ``12 ms``, ``3.4 s``, ``2 min 5 s``."""
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s"
 
 
 def render_html(run: Run) -> str:
@@ -35,7 +26,7 @@ def render_html(run: Run) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["duration"] = _duration
+    environment.filters["duration"] = duration
     rows = run.rows()
     template = environment.get_template("run.html.j2")
     return template.render(

@@ -13,6 +13,8 @@ class OutcomeKind(str, enum.Enum):
 
     CRASHED = "crashed"
     """The guest died or stopped answering while the test ran."""
+    MISSING = "missing"
+    """Collected there, and never reported: its guest was gone, or the run was stopped."""
     ERROR = "error"
     """Set-up or tear-down failed."""
     FAILED = "failed"
@@ -20,6 +22,8 @@ class OutcomeKind(str, enum.Enum):
     """Expected to fail, and passed."""
     XFAILED = "xfailed"
     SKIPPED = "skipped"
+    NOT_APPLICABLE = "not-applicable"
+    """No real call can produce such a run, so that engine cannot run it."""
     PASSED = "passed"
     ABSENT = "absent"
     """The test is not one of that kernel's: a host test, or one that another guest took."""
@@ -35,14 +39,17 @@ class OutcomeKind(str, enum.Enum):
         return _MARKS[self]
 
 
-_BAD = frozenset({OutcomeKind.CRASHED, OutcomeKind.ERROR, OutcomeKind.FAILED})
+_FAILING = frozenset({OutcomeKind.CRASHED, OutcomeKind.ERROR, OutcomeKind.FAILED})
+_BAD = _FAILING | {OutcomeKind.MISSING}
 _MARKS = {
     OutcomeKind.CRASHED: "☠",
+    OutcomeKind.MISSING: "?",
     OutcomeKind.ERROR: "!",
     OutcomeKind.FAILED: "✗",
     OutcomeKind.XPASSED: "x̄",
     OutcomeKind.XFAILED: "x",
     OutcomeKind.SKIPPED: "–",
+    OutcomeKind.NOT_APPLICABLE: "∅",
     OutcomeKind.PASSED: "✓",
     OutcomeKind.ABSENT: "·",
 }
@@ -76,10 +83,12 @@ class KernelInfo:
     Attributes:
         name: the exact release, as the guest's ``uname -r`` says it; "host" for host tests.
         notes: engine, accelerator, where the kernel came from; one phrase each.
+        label: its short name in test ids, after the ``@``; "" for host tests.
     """
 
     name: str
     notes: tuple[str, ...] = ()
+    label: str = ""
 
 
 @dataclass
@@ -183,9 +192,17 @@ class Row:
 
     @property
     def differs(self) -> bool:
-        """Whether it passed on one kernel and failed on another."""
+        """Whether it passed on one kernel and failed on another; to be missing is not to fail."""
         kinds = {cell.kind for cell in self.cells}
-        return OutcomeKind.PASSED in kinds and any(kind.is_bad for kind in kinds)
+        return OutcomeKind.PASSED in kinds and not kinds.isdisjoint(_FAILING)
+
+    def kernels_by_kind(self) -> dict[OutcomeKind, list[str]]:
+        """Return the kernels that have the test, by how it ended there."""
+        found: dict[OutcomeKind, list[str]] = {}
+        for cell in self.cells:
+            if cell.kind is not OutcomeKind.ABSENT:
+                found.setdefault(cell.kind, []).append(cell.kernel)
+        return found
 
     @property
     def seconds(self) -> float:

@@ -1,0 +1,185 @@
+"""From pytest's reports to a run grouped by kernel; ``--bpf-html`` and ``--matrix-*`` show it.
+
+What was collected on each kernel is held against what was reported there: a test whose guest went
+away before it ran is *missing*, and never simply not there.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bpfunit.guest import in_guest
+from bpfunit.report import KernelInfo, Outcome, OutcomeKind, Run, Section
+
+HOST = "host"
+"""The kernel of tests that ran in no guest."""
+
+_NAME = "bpfunit-outcomes"
+_CRASHED = "???"  # what xdist gives as the phase of a test whose worker died
+_NEVER_RAN = "NEVER_RAN"  # what the host's side gives as the death of a test that had no guest
+_ORDER = list(OutcomeKind)
+
+
+def is_controller(config: pytest.Config) -> bool:
+    """Tell whether reports arrive in this process: on the host, and not in one of its workers."""
+    return not in_guest() and not hasattr(config, "workerinput")
+
+
+def collector_of(config: pytest.Config) -> OutcomeCollector:
+    """Return the run's collector; to be called first while pytest configures itself."""
+    found: OutcomeCollector | None = config.pluginmanager.get_plugin(_NAME)
+    if found is None:
+        found = OutcomeCollector(config)
+        config.pluginmanager.register(found, _NAME)
+    return found
+
+
+class OutcomeCollector:
+    """Gathers what was collected and what was reported.
+
+    Args:
+        config: pytest's.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self.started = time.time()
+        self._kernels: dict[str, KernelInfo] = {}  # by label, in the order of the report
+        self._collected: dict[tuple[str, str], None] = {}
+        self._called: set[tuple[str, str]] = set()
+        self._outcomes: dict[tuple[str, str], Outcome] = {}
+        self._remarks: dict[str, None] = {}
+
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        """Learn which kernels the tests shall run on."""
+        self._session = session
+        host = self._config.pluginmanager.get_plugin("bpfunit-host")
+        for target in host.targets if host else ():
+            kernel = target.kernel
+            self._kernels[target.label] = KernelInfo(kernel.release, (kernel.source,), target.label)
+            if kernel.note:
+                self._remarks[f"kernel {kernel.release}: {kernel.note}"] = None
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Take what was collected in this very process."""
+        if not self._config.option.collectonly:
+            self._take_collection([item.nodeid for item in session.items])
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, ids: Sequence[str]) -> None:
+        """Take what was collected in a guest."""
+        self._take_collection(ids)
+
+    def _take_collection(self, ids: Sequence[str]) -> None:
+        # A guest that was not started from here (``--tx ssh=…``) is known by what its ids end in.
+        labels = {nodeid.rpartition("@")[2] for nodeid in ids if "@" in nodeid}
+        if len(labels) == 1 and all("@" in nodeid for nodeid in ids):
+            label = labels.pop()
+            if "]" not in label and "::" not in label:
+                self._kernels.setdefault(label, KernelInfo(label, (), label))
+        self._collected.update(dict.fromkeys(map(self._split, ids)))
+
+    def _split(self, nodeid: str) -> tuple[str, str]:
+        """Return a test's id without its kernel, and the kernel's release."""
+        test, _, label = nodeid.rpartition("@")
+        known = self._kernels.get(label)
+        return (test, known.name) if known else (nodeid, HOST)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Remember files that could not be collected; xdist does not say on which kernel."""
+        if report.failed:
+            reason = report.longreprtext.strip().rpartition("\n")[2]
+            self._remarks[f"{report.nodeid} could not be collected: {reason}"] = None
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Take one phase of one test."""
+        key = self._split(report.nodeid)
+        outcome = self._outcomes.setdefault(key, Outcome(*key, OutcomeKind.PASSED))
+        outcome.seconds += getattr(report, "duration", 0.0)
+        if report.when == "call":
+            self._called.add(key)
+        kind = kind_of(report)
+        if _ORDER.index(kind) < _ORDER.index(outcome.kind):
+            outcome.kind = kind
+        if report.longrepr and kind is not OutcomeKind.PASSED:
+            outcome.reason = outcome.reason or _reason(report)
+            if kind.is_bad:
+                title = "traceback" if report.when == "call" else f"traceback, {report.when}"
+                outcome.sections.append(Section(title, report.longreprtext))
+        known = {(section.title, section.text) for section in outcome.sections}
+        outcome.sections += [
+            Section(title, text)
+            for title, text in report.sections  # each phase repeats those of the phases before
+            if text.strip() and (title, text) not in known
+        ]
+
+    def run(self) -> Run:
+        """Return the run as it is now."""
+        outcomes = [*self._outcomes.values(), *self.missing()]
+        kernels = list(self._kernels.values())
+        if any(outcome.kernel == HOST for outcome in outcomes):
+            kernels.append(KernelInfo(HOST))
+        return Run(
+            title=f"bpfunit: {self._config.rootpath.name}",
+            command=shlex.join([Path(sys.argv[0]).name, *self._config.invocation_params.args]),
+            started=dt.datetime.fromtimestamp(self.started).astimezone(),
+            seconds=time.time() - self.started,
+            exit_code=int(self._session.exitstatus),
+            kernels=kernels,
+            outcomes=outcomes,
+            remarks=list(self._remarks),
+        )
+
+    def missing(self) -> list[Outcome]:
+        """Return the tests that were collected, or should have been, and never came to their end.
+
+        A kernel on which nothing at all was collected misses the tests of all the others.
+        """
+        expected = dict(self._collected)
+        reached = {kernel for _, kernel in self._collected}
+        for kernel in self._kernels.values():
+            if kernel.name not in reached:
+                expected.update({(test, kernel.name): None for test, _ in self._collected})
+        found = []
+        for key in expected:
+            outcome = self._outcomes.get(key)
+            if outcome is None:
+                never = "never ran" if key in self._collected else "no guest came to collect it"
+                found.append(Outcome(*key, OutcomeKind.MISSING, reason=never))
+            elif outcome.kind is OutcomeKind.PASSED and key not in self._called:
+                outcome.kind = OutcomeKind.MISSING
+                outcome.reason = "the run ended before the test did"
+        return found
+
+
+def kind_of(report: pytest.TestReport) -> OutcomeKind:
+    """Return what a report says about its test; a passed phase leaves the verdict to the others."""
+    death = getattr(report, "bpfunit_death", None)
+    if death is not None or report.when == _CRASHED:
+        return OutcomeKind.MISSING if death == _NEVER_RAN else OutcomeKind.CRASHED
+    if getattr(report, "not_applicable", None) is not None:
+        return OutcomeKind.NOT_APPLICABLE
+    expected = hasattr(report, "wasxfail")
+    if report.skipped:
+        return OutcomeKind.XFAILED if expected else OutcomeKind.SKIPPED
+    if report.passed:
+        return OutcomeKind.XPASSED if expected and report.when == "call" else OutcomeKind.PASSED
+    return OutcomeKind.FAILED if report.when == "call" else OutcomeKind.ERROR
+
+
+def _reason(report: pytest.TestReport) -> str:
+    """Return the one line that says why a test did not pass."""
+    longrepr: Any = report.longrepr
+    if isinstance(longrepr, tuple):  # (file, line, reason) of a skip
+        return str(longrepr[2])
+    if crash := getattr(longrepr, "reprcrash", None):
+        return str(crash.message).partition("\n")[0]
+    return str(getattr(report, "wasxfail", "")) or str(longrepr).partition("\n")[0]
