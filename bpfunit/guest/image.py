@@ -146,11 +146,11 @@ def _busybox() -> str:
 def _initramfs(release: str, modules_root: Path | None) -> bytes:
     with tempfile.TemporaryFile() as file:
         cpio = CpioWriter(file)
-        for name in (b"bin", b"dev", b"proc", b"host", b"changes", b"root", b"modules"):
-            cpio.mkdir(name, 0o755)
+        for folder in (b"bin", b"dev", b"proc", b"host", b"changes", b"root", b"modules"):
+            cpio.mkdir(folder, 0o755)
         cpio.mkchardev(b"dev/console", (5, 1), mode=0o600)
         cpio.mkchardev(b"dev/null", (1, 3), mode=0o666)
-        names = []
+        names: list[str] = []
         for path in _modules_in_order(release, modules_root):
             name = path.name.split(".ko")[0] + ".ko"
             names.append(name)
@@ -183,24 +183,24 @@ def _modules_in_order(release: str, modules_root: Path | None) -> list[Path]:
         )
     dependencies: dict[str, tuple[str, list[str]]] = {}
     for line in listing.read_text().splitlines():
-        file, _, needs = line.partition(":")
-        dependencies[_module_name(file)] = (file, needs.split())
+        file, _, rest = line.partition(":")
+        dependencies[_module_name(file)] = (file, rest.split())
     # Newer Debian packages have the list in its binary form alone; then a module that is no file is
     # taken to be built in.
     built_in = base / "modules.builtin"
     known = built_in.exists()
     names = {_module_name(line) for line in built_in.read_text().splitlines()} if known else set()
     order: list[Path] = []
-    for name in _MODULES:
-        if name in dependencies:
-            file, needs = dependencies[name]
+    for wanted in _MODULES:
+        if wanted in dependencies:
+            file, needs = dependencies[wanted]
             # modules.dep lists the nearest dependency first, insmod wants the farthest first
             for one in [*reversed(needs), file]:
                 if base / one not in order:
                     order.append(base / one)
-        elif known and name not in names:
+        elif known and wanted not in names:
             raise GuestError(
-                f"make the initramfs of {release}: module {name} is neither in {base} nor built "
+                f"make the initramfs of {release}: module {wanted} is neither in {base} nor built "
                 "in; use a kernel that has it (Debian: flavour amd64, not cloud-amd64)"
             )
     return order

@@ -58,6 +58,8 @@ class GuestSpec:
         cwd: where the guest's command starts; the host's current directory by default.
         boot_timeout: seconds from the start of QEMU until the guest's command starts.
         silence_timeout: seconds without a sign of life after which the guest counts as hung.
+        places: how many kernels of the run may be up at once; directories of one run lie side by
+            side.
     """
 
     kernel: Kernel
@@ -71,6 +73,7 @@ class GuestSpec:
     cwd: Path | None = None
     boot_timeout: float = 180.0
     silence_timeout: float = 60.0
+    places: int = 1
 
     def prepare(self, directory: Path) -> str:
         """Write what the guest's supervisor needs, and return the execnet spec that starts it.
@@ -89,6 +92,7 @@ class GuestSpec:
             "argv": self._command_line(accel, directory),
             "boot_timeout": self.boot_timeout,
             "silence_timeout": self.silence_timeout,
+            "places": {"count": self.places, "group": self.kernel.release},
         }
         path = directory / "guest.json"
         path.write_text(json.dumps(description, indent=1))

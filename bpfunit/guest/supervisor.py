@@ -1,21 +1,26 @@
 """The host's side of one guest: starts QEMU, carries the worker's stream, notices every death.
 
 Run as a script, with the standard library alone: execnet starts one for every guest and takes it
-for the Python worker. It answers execnet's handshake at once, so that guests boot side by side while
-the controller goes on, and hands the stream to the guest when that is up.
+for the Python worker. It answers execnet's handshake at once, so that guests boot side by side
+while the controller goes on, and hands the stream to the guest when that is up.
 
 In the directory of its guest it leaves ``console`` (the kernel's log) and ``status.json``::
 
-    {"state": "booting" | "up" | "ended", "ended": "" | one of the names below, "detail": …}
+    {"booted": seconds, 0 before it is up; "ended": "" | one of the names below, "detail": …}
 
 Names: ``exit`` (the worker ended by itself), ``closed`` (the controller closed the stream),
-``hang``, ``never-booted``, ``killed`` (QEMU died of a signal), ``qemu`` (QEMU ended by itself: a panic,
-or it did not start). Which of those was a panic, the console tells; see ``outcome.py``.
+``hang``, ``never-booted``, ``killed`` (QEMU died of a signal), ``qemu`` (QEMU ended by itself: a
+panic, or it did not start). Which of those was a panic, the console tells; see ``outcome.py``.
+
+Guests wait for one of the run's places, so that no more of them run than the machine carries.
+Guests of one kernel share a place, since they wait for each other.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import selectors
@@ -27,8 +32,13 @@ import sys
 import time
 from pathlib import Path
 
+TYPE_CHECKING = False  # importing typing costs more than all of the above
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 _CHUNK = 1 << 18
+_TEST_GRACE = 20.0  # the guest ends a test that takes too long by itself; a stuck kernel cannot
 _GRACE = 3.0  # seconds for a hung kernel to print where it hangs, and for QEMU to end
 
 
@@ -37,6 +47,51 @@ def die_with_parent(sig: int, parent: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, sig, 0, 0, 0)
     if os.getppid() != parent:  # it died before we asked
         os.kill(os.getpid(), sig)
+
+
+class Places:
+    """The places of a run, in a file that all its supervisors share.
+
+    Args:
+        path: the file.
+        count: how many kernels may run at once.
+    """
+
+    def __init__(self, path: Path, count: int) -> None:
+        self._path = path
+        self._count = count
+
+    def take(self, group: str) -> bool:
+        """Take a place for this process, or stand beside one of the same group."""
+        with self._held() as state:
+            free = len(state) < self._count
+            if group in state or free:
+                state.setdefault(group, []).append(os.getpid())
+                return True
+            return False
+
+    def leave(self) -> None:
+        """Give this process's place back."""
+        with self._held() as state:
+            for pids in state.values():
+                if os.getpid() in pids:
+                    pids.remove(os.getpid())
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[dict[str, list[int]]]:
+        with self._path.open("a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            state = json.loads(file.read() or "{}")
+            # a supervisor that was killed could not give its place back
+            state = {
+                group: alive
+                for group, pids in state.items()
+                if (alive := [pid for pid in pids if Path(f"/proc/{pid}").exists()])
+            }
+            yield state
+            file.truncate(0)
+            file.write(json.dumps({group: pids for group, pids in state.items() if pids}))
 
 
 class Supervisor:
@@ -58,25 +113,54 @@ class Supervisor:
         self._to_host = bytearray(b"1")  # the handshake's answer
         self._answered = self._sent_first_line = False
         self._reports = b""
-        self._status = {"state": "booting", "ended": "", "detail": ""}
+        self._status: dict[str, object] = {"booted": 0, "ended": "", "detail": ""}
         self._started = self._last_sign = time.monotonic()
+        self._test = ""
+        self._test_deadline = float("inf")
+        self._qemu: subprocess.Popen[bytes] | None = None
+        places = description["places"]
+        self._places = Places(self._run / "places", int(places["count"]))  # type: ignore[index]
+        self._group = str(places["group"])  # type: ignore[index]
 
     def run(self) -> None:
         """Start the guest, carry bytes until it ends, and clean up."""
         self._write_status()
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the controller's to handle
-        self._start()
+        os.set_blocking(0, False)
+        os.set_blocking(1, False)
+        self._selector.register(0, selectors.EVENT_READ)
         try:
-            self._carry()
+            self._wait_for_place()
+            if not self._status["ended"]:
+                self._start()
+                self._carry()
         finally:
-            self._kill()
-            if os.getppid() != self._controller:
-                shutil.rmtree(self._run, ignore_errors=True)
+            self._clean_up()
+
+    def _wait_for_place(self) -> None:
+        self._flush_to_host()
+        while not self._status["ended"] and not self._places.take(self._group):
+            for _ in self._selector.select(timeout=0.2):
+                self._read_host()
 
     def _on_signal(self, _signum: int, _frame: object) -> None:
-        self._end("closed", "the controller is gone")
-        raise SystemExit(1)
+        self._clean_up(stopped=True)
+        os._exit(1)
+
+    def _clean_up(self, *, stopped: bool = False) -> None:
+        if self._qemu is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._qemu.pid, signal.SIGKILL)
+            self._qemu.wait()
+        if stopped:  # a signal to the whole group takes the controller a moment later
+            deadline = time.monotonic() + _GRACE
+            while os.getppid() == self._controller and time.monotonic() < deadline:
+                time.sleep(0.05)
+        if os.getppid() != self._controller:  # nobody else is left to remove the run's directory
+            shutil.rmtree(self._run, ignore_errors=True)
+        else:
+            self._places.leave()
 
     def _start(self) -> None:
         ours, theirs = {}, {}
@@ -104,13 +188,13 @@ class Supervisor:
             end.close()
         self._io, self._report, self._monitor = ours["IO"], ours["REPORT"], ours["MONITOR"]
         self._monitor.sendall(b'{"execute":"qmp_capabilities"}\n')
-        os.set_blocking(0, False)
-        os.set_blocking(1, False)
         self._io.setblocking(False)
-        for fd in (0, self._io, self._report, self._monitor):
+        self._started = self._last_sign = time.monotonic()
+        for fd in (self._io, self._report, self._monitor):
             self._selector.register(fd, selectors.EVENT_READ)
 
     def _carry(self) -> None:
+        assert self._qemu is not None
         while not self._status["ended"]:
             self._flush_to_host()
             self._want(self._io, self._sendable() > 0)
@@ -125,7 +209,7 @@ class Supervisor:
                     self._selector.unregister(self._monitor)
             self._check_time()
             if self._qemu.poll() is not None:
-                self._qemu_ended()
+                self._qemu_ended(self._qemu.returncode)
         self._drain()
 
     def _sendable(self) -> int:
@@ -205,9 +289,13 @@ class Supervisor:
         for line in lines:
             word, _, rest = line.decode(errors="replace").partition(" ")
             if word == "up":
-                self._status["state"] = "up"
-                self._status["booted"] = str(round(time.monotonic() - self._started, 2))
+                self._status["booted"] = round(time.monotonic() - self._started, 2)
                 self._write_status()
+            elif word == "test":
+                seconds, _, self._test = rest.partition(" ")
+                self._test_deadline = time.monotonic() + 2 * float(seconds) + _TEST_GRACE
+            elif word == "done":
+                self._test_deadline = float("inf")
             elif word == "exit":
                 self._end("exit", rest)
 
@@ -217,24 +305,25 @@ class Supervisor:
         silence: float = self._description["silence_timeout"]  # type: ignore[assignment]
         if self._status["ended"]:
             return
-        if self._status["state"] == "booting":
+        if not self._status["booted"]:
             if now - self._started > boot:
                 self._end("never-booted", f"not up after {boot:g} s")
         elif now - self._last_sign > silence:
             self._end("hang", f"no sign of life for {silence:g} s")
             self._ask_where()
+        elif now > self._test_deadline:
+            self._end("hang", f"{self._test} ran too long and its process cannot be ended")
+            self._ask_where()
 
     def _ask_where(self) -> None:
         """Have a hung kernel say on its console where it hangs, by an NMI that makes it panic."""
         self._monitor.setblocking(True)
-        try:
+        assert self._qemu is not None
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             self._monitor.sendall(b'{"execute":"inject-nmi"}\n')
             self._qemu.wait(_GRACE)
-        except (OSError, subprocess.TimeoutExpired):
-            pass
 
-    def _qemu_ended(self) -> None:
-        code = self._qemu.returncode
+    def _qemu_ended(self, code: int) -> None:
         if code < 0:
             self._end("killed", signal.Signals(-code).name)
         else:
@@ -242,7 +331,7 @@ class Supervisor:
 
     def _end(self, how: str, detail: str) -> None:
         if not self._status["ended"]:
-            self._status.update(state="ended", ended=how, detail=detail)
+            self._status.update(ended=how, detail=detail)
             self._write_status()
 
     def _drain(self) -> None:
@@ -261,13 +350,6 @@ class Supervisor:
         new = path.with_suffix(".new")
         new.write_text(json.dumps(self._status))
         new.replace(path)
-
-    def _kill(self) -> None:
-        try:
-            os.killpg(self._qemu.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        self._qemu.wait()
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import os
 import re
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
 LABEL_VARIABLE = "BPFUNIT_KERNEL_LABEL"
+TEST_TIMEOUT_VARIABLE = "BPFUNIT_TEST_TIMEOUT"
 HOST_ITEMS = "bpfunit_host_items"  # in the worker's output: how many were left out
 
 _SYS_FINIT_MODULE = 313  # arch/x86/entry/syscalls/syscall_64.tbl
@@ -45,6 +47,10 @@ class GuestSide:
         self._config = config
         self._label = label
         self._host_items = 0
+        self._timeout = float(os.environ.get(TEST_TIMEOUT_VARIABLE, "300"))
+        self._reports = os.open("/run/bpfunit/report", os.O_WRONLY | os.O_CLOEXEC)
+        # Pytest captures standard error; this one reaches the host whatever happens.
+        self._console = os.open("/dev/console", os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY)
         self._module_error = ""
 
     def pytest_sessionstart(self) -> None:
@@ -68,7 +74,22 @@ class GuestSide:
             config.hook.pytest_deselected(items=host)
             items[:] = [item for item in items if not item.get_closest_marker("host")]
         for item in items:
-            item._nodeid = f"{item.nodeid}@{self._label}"
+            _rename(item, f"{item.nodeid}@{self._label}")
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, Any, Any]:
+        """End a test that takes too long, and the worker with it; the host knows the limit too."""
+        self._report(f"test {self._timeout} {item.nodeid}")
+        faulthandler.dump_traceback_later(self._timeout, exit=True, file=self._console)
+        try:
+            return (yield)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            self._report("done")
+
+    def _report(self, line: str) -> None:
+        """Send one line to the host, short enough for the pipe to take it whole."""
+        os.write(self._reports, repr(line)[1:-1].encode()[:1000] + b"\n")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
@@ -81,6 +102,14 @@ class GuestSide:
         """Tell the host how many tests were left out here."""
         self._config.workeroutput[HOST_ITEMS] = self._host_items  # type: ignore[attr-defined]
         return (yield)
+
+
+def _rename(item: pytest.Item, nodeid: str) -> None:
+    """Give an item another id, for which pytest has no public way; the field changed with 9.1."""
+    if hasattr(item, "_id"):
+        item._id = type(item._id).parse(nodeid)
+    else:
+        item._nodeid = nodeid  # type: ignore[attr-defined]
 
 
 def load_module(path: Path) -> None:

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil  # type: ignore[import-untyped,unused-ignore]
 import pytest
+from execnet.gateway import RInfo
 
 from bpfunit.errors import BpfunitError
+from bpfunit.guest.outcome import Obituary, read_obituary
 from bpfunit.guest.spec import GuestSpec
 from bpfunit.kernels import Kernel, module_for, resolve_many
 from bpfunit.plugin.bench import HostBenchmarks
-from bpfunit.plugin.guestside import HOST_ITEMS, LABEL_VARIABLE
+from bpfunit.plugin.guestside import HOST_ITEMS, LABEL_VARIABLE, TEST_TIMEOUT_VARIABLE
+from bpfunit.plugin.matrix import Matrix, ReportFiles
+from bpfunit.plugin.scheduler import MatrixScheduling
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Sequence
+
+# Exit codes beside pytest's own 0 to 5.
+DEATHS = 70  # a guest died; what ran did not fail
+DEATHS_AND_FAILURES = 71  # a guest died, and tests failed
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,8 @@ def register(config: pytest.Config) -> None:
     """Turn the kernels asked for into workers of xdist.
 
     Raises:
-        pytest.UsageError: a kernel or a guest that cannot be had, or options that do not go together.
+        pytest.UsageError: a kernel or a guest that cannot be had, or options that do not go
+            together.
     """
     option = config.option
     if option.usepdb:
@@ -52,13 +64,13 @@ def register(config: pytest.Config) -> None:
     run = Path(tempfile.mkdtemp(prefix="bpfunit-"))
     config.add_cleanup(lambda: shutil.rmtree(run, ignore_errors=True))
     try:
-        targets = make_targets(config, run)
+        targets = make_targets(config, run, guests)
     except BpfunitError as error:
         raise pytest.UsageError(str(error)) from error
     option.numprocesses = None
     option.tx = [target.xspec for target in targets for _ in range(guests)]
-    option.dist = "load" if len(targets) == 1 else "each"
-    config.pluginmanager.register(HostSide(targets), "bpfunit-host")
+    option.dist = "load"
+    config.pluginmanager.register(HostSide(config, targets, run, guests), "bpfunit-host")
     if config.pluginmanager.hasplugin("benchmark"):
         config.pluginmanager.register(HostBenchmarks(), "bpfunit-host-benchmarks")
 
@@ -69,7 +81,7 @@ def _number(processes: Any) -> int:
     return int(processes or 0)
 
 
-def make_targets(config: pytest.Config, run: Path) -> list[Target]:
+def make_targets(config: pytest.Config, run: Path, guests: int) -> list[Target]:
     """Return the kernels of the run, each with its module built and its guest described.
 
     Raises:
@@ -86,15 +98,28 @@ def make_targets(config: pytest.Config, run: Path) -> list[Target]:
             cpus=option.guest_cpus,
             memory=option.guest_memory,
             accel=option.guest_accel,
-            env={LABEL_VARIABLE: label},
+            env={LABEL_VARIABLE: label, TEST_TIMEOUT_VARIABLE: str(option.guest_test_timeout)},
             append=option.guest_append,
             qemu_args=tuple(option.guest_qemu_arg),
             cwd=config.invocation_params.dir,
             boot_timeout=option.guest_boot_timeout,
             silence_timeout=option.guest_timeout,
+            places=places(option.guest_cpus * guests, option.guest_memory * guests),
         )
         targets.append(Target(label, kernel, spec.prepare(run / str(number))))
     return targets
+
+
+def places(cpus: int, memory: int) -> int:
+    """Return how many kernels may be up at once on this machine, at least one.
+
+    Args:
+        cpus: processors that the guests of one kernel take.
+        memory: MiB that they take.
+    """
+    cores = len(os.sched_getaffinity(0))
+    free = psutil.virtual_memory().available // (1 << 20)
+    return int(max(1, min(cores // cpus, free * 4 // 5 // memory)))
 
 
 def labels(kernels: Sequence[Kernel]) -> list[str]:
@@ -106,11 +131,39 @@ def labels(kernels: Sequence[Kernel]) -> list[str]:
 
 
 class HostSide:
-    """Hooks of the controller."""
+    """Hooks of the controller.
 
-    def __init__(self, targets: Sequence[Target]) -> None:
+    Args:
+        config: pytest's.
+        targets: the kernels of the run.
+        run: the directory below which guests keep their logs.
+        guests: how many guests each kernel has.
+    """
+
+    def __init__(
+        self, config: pytest.Config, targets: Sequence[Target], run: Path, guests: int
+    ) -> None:
         self.targets = targets
+        self.matrix = Matrix({target.label: target.kernel.release for target in targets})
+        self.deaths: list[dict[str, str]] = []
+        self._config = config
+        self._run = run
+        self._guests = guests
         self._host_items = 0
+        self._restarts = config.option.guest_restarts
+        self._died: Counter[str] = Counter()
+        self._obituaries: dict[Any, Obituary] = {}
+        self._seen: set[str] = set()
+        self._scheduler: MatrixScheduling | None = None
+        self._files: ReportFiles | None = None
+        if config.option.bpfunit_report_dir is not None:
+            directory = config.invocation_params.dir / config.option.bpfunit_report_dir
+            self._files = ReportFiles(directory, self.matrix)
+            self._directory = directory
+
+    def _label_of(self, node: Any) -> str:
+        spec = node.gateway.spec.python
+        return next(t.label for t in self.targets if t.xspec.endswith(spec))
 
     def pytest_report_header(self) -> list[str]:
         """Say which kernels the tests run on."""
@@ -120,18 +173,135 @@ class HostSide:
             for target in self.targets
         ]
 
+    def pytest_sessionstart(self) -> None:
+        """Start the clocks of the report files."""
+        if self._files is not None:
+            self._files.start()
+
     def pytest_xdist_newgateway(self, gateway: Any) -> None:
         """Keep xdist from asking the worker about itself, which would wait for the boot."""
         gateway._cache_rinfo = gateway_info()
 
-    def pytest_testnodedown(self, node: Any) -> None:
-        """Take the counts that a guest leaves."""
-        self._host_items = max(
-            self._host_items, getattr(node, "workeroutput", {}).get(HOST_ITEMS, 0)
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> MatrixScheduling:
+        """Give every kernel all tests, shared by its guests, and decide which guests to replace."""
+        labels = [target.label for target in self.targets]
+        self._scheduler = MatrixScheduling(config, log, labels, self._guests, self._label_of)
+        # xdist 3 replaces every node that dies, whatever it died of, and has no hook to refuse.
+        session = config.pluginmanager.getplugin("dsession")
+        replace = session._clone_node
+        session._clone_node = lambda node: replace(node) if self._is_replaced(node) else None
+        return self._scheduler
+
+    def _is_replaced(self, node: Any) -> bool:
+        assert self._scheduler is not None
+        label = self._label_of(node)
+        if self._died[label] > self._restarts:
+            self._scheduler.abandon(label)
+        return self._scheduler.has_work_for(label)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_testnodedown(self, node: Any, error: object) -> None:
+        """Take the counts that a guest leaves, or find out what it died of."""
+        label = self._label_of(node)
+        if error is None:
+            self._host_items = max(self._host_items, node.workeroutput.get(HOST_ITEMS, 0))
+            return
+        if error == "keyboard-interrupt":
+            return
+        directory = (
+            self._run / node.gateway.spec.python.rpartition("/guest.json")[0].rpartition("/")[2]
+        )
+        obituary = read_obituary(directory / str(node.gateway._io.popen.pid))
+        self._died[label] += 1
+        self._obituaries[node] = obituary
+        release = self.matrix.rows[label].release
+        self.deaths.append(
+            {
+                "kernel": release,
+                "death": obituary.death.value,
+                "detail": obituary.detail,
+                "test": "",
+                "console": obituary.last_words,
+            }
         )
 
+    def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
+        """Say on the report of the test that ran what its guest died of."""
+        node = report.node
+        obituary = self._obituaries.get(node)
+        if obituary is None:
+            return
+        self.deaths[-1]["test"] = crashitem
+        report.bpfunit_death = obituary.death.name  # type: ignore[attr-defined]
+        release = self.matrix.rows[self._label_of(node)].release
+        report.longrepr = f"{obituary} (kernel {release}, while this test ran)"
+        report.sections.append(("Last words of the guest", obituary.last_words))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Take one phase of one test."""
+        self._seen.add(report.nodeid)
+        self.matrix.add(report)
+        if self._files is not None:
+            self._files.add(report)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, Any, Any]:
+        """Report tests that never ran, which must not look as if they had passed."""
+        result = yield
+        for target in self.targets:
+            if self._scheduler is None or session.shouldstop or session.shouldfail:
+                break
+            collected = self._scheduler.collection_of(target.label)
+            if collected is None and self._died[target.label]:
+                self._report_never_run(f"collection@{target.label}", target)
+            for nodeid in collected or ():
+                if nodeid not in self._seen:
+                    self._report_never_run(nodeid, target)
+        return result
+
+    def _report_never_run(self, nodeid: str, target: Target) -> None:
+        last = next(d for d in reversed(self.deaths) if d["kernel"] == target.kernel.release)
+        what = "no test was collected" if nodeid.startswith("collection@") else "never ran"
+        number = self._died[target.label]
+        report = pytest.TestReport(
+            nodeid,
+            (nodeid.partition("::")[0], None, nodeid.partition("::")[2]),
+            {},
+            "failed",
+            f"{what}: kernel {target.kernel.release} is given up after {number} deaths of its "
+            f"guests, the last of {last['death']}: {last['detail']}",
+            "setup",
+        )
+        report.bpfunit_death = "NEVER_RAN"  # type: ignore[attr-defined]
+        if nodeid.startswith("collection@"):
+            report.sections.append(("Last words of the guest", last["console"]))
+        self._config.hook.pytest_runtest_logreport(report=report)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Tell deaths of guests from failures of tests by the exit code; write the files."""
+        if self._files is not None:
+            self._files.write(self.deaths)
+            for number, death in enumerate(self.deaths, 1):
+                log = self._directory / f"console-{death['kernel']}-{number}.log"
+                log.write_text(death["console"] + "\n")
+        session.exitstatus = exit_code(int(exitstatus), self.matrix, died=bool(self.deaths))
+
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Say which tests did not run in the guests."""
+        """Show the table, the deaths, and which tests did not run in the guests."""
+        terminalreporter.write_sep("=", "kernels")
+        for line in self.matrix.text():
+            terminalreporter.write_line(line)
+        for test, kinds in self.matrix.differences().items():
+            each = ", ".join(f"{release} {kind}" for release, kind in kinds.items())
+            terminalreporter.write_line(f"differs by kernel: {test}: {each}", yellow=True)
+        for death in self.deaths:
+            where = f" in {death['test']}" if death["test"] else ""
+            terminalreporter.write_line(
+                f"guest died: {death['kernel']}{where}: {death['death']}: {death['detail']}",
+                red=True,
+            )
         if self._host_items:
             terminalreporter.write_line(
                 f"bpfunit: {self._host_items} tests marked host were left out in the guests; "
@@ -139,12 +309,28 @@ class HostSide:
             )
 
 
+def exit_code(status: int, matrix: Matrix, *, died: bool) -> int:
+    """Return the run's exit code; see ``docs/guests.md``.
+
+    Args:
+        status: what pytest and xdist say.
+        matrix: the results.
+        died: whether a guest died before its work was done.
+    """
+    failed = any(
+        kind in {"failed", "error"}
+        for row in matrix.rows.values()
+        for kind in row.outcomes.values()
+    )
+    if died:
+        return DEATHS_AND_FAILURES if failed else DEATHS
+    if status == pytest.ExitCode.INTERRUPTED and failed:
+        return int(pytest.ExitCode.TESTS_FAILED)  # -x: xdist says interrupted where pytest does not
+    return status
+
+
 def gateway_info() -> Any:
     """Return what execnet's workers say of themselves; guests run this very interpreter."""
-    import sys
-
-    from execnet.gateway import RInfo
-
     return RInfo(
         {
             "executable": sys.executable,

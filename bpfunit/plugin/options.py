@@ -75,6 +75,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="SECONDS",
         help="A guest that is not up after so long never boots, and is killed.",
     )
+    group.addoption(
+        "--guest-test-timeout",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="A test that takes longer is ended, with its guest.",
+    )
+    group.addoption(
+        "--guest-restarts",
+        type=int,
+        default=3,
+        metavar="N",
+        help="How often a guest of one kernel that died is replaced before the kernel is given up.",
+    )
+    group.addoption(
+        "--bpfunit-report-dir",
+        metavar="DIR",
+        default=None,
+        help="Write results by kernel there: matrix.json, matrix.md, junit.xml, one junit file per "
+        "kernel, and the last words of guests that died.",
+    )
 
 
 def register_markers(config: pytest.Config) -> None:
