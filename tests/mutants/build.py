@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from .table import Mutant
+from .mutant import Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "bpf"
@@ -33,7 +33,7 @@ def mutate(mutant: Mutant, text: str) -> str:
         raise MutantError(
             f"make mutant {mutant.name}: {mutant.file} has no {missing!r}"
             f"{f' behind {mutant.after!r}' if mutant.after and start >= 0 else ''};"
-            " bring tests/mutants/table.py up to date"
+            " bring tests/mutants/table up to date"
         )
     return text[:place] + mutant.new + text[place + len(mutant.old) :]
 

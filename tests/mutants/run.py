@@ -27,7 +27,8 @@ from bpfunit.cli._guest import booted
 from bpfunit.errors import BpfunitError
 
 from .build import OBJECTS, ROOT, MutantError, build_all
-from .table import MUTANTS, Mutant
+from .mutant import Mutant
+from .table import MUTANTS
 
 _HOOK_TESTS = ROOT / "tests" / "hook"
 _SUITE = [
@@ -71,15 +72,41 @@ def guest(kernel: str) -> Iterator[Ask]:
         channel.close()
 
 
-def judge(mutant: Mutant, path: Path, ask: Ask) -> dict[str, Any]:
-    """Run the guard, then everything if need be, and return the verdict."""
-    suite = {"name": mutant.name, "object": str(path), "tests": _SUITE}
-    if not mutant.guard:
-        return {**ask(suite), "by_guard": False}
-    found = ask({**suite, "tests": [f"tests/hook/{mutant.guard}"]})
-    if found["failed"]:
-        return {**found, "by_guard": True}
-    return {**ask(suite), "by_guard": False}
+class Judge:
+    """Runs tests against mutants, and against the unchanged hook what it runs against them.
+
+    Unless a test passes on the unchanged hook, its failure on a mutant means nothing.
+    """
+
+    def __init__(self, ask: Ask, original: Path) -> None:
+        self._ask, self._original = ask, original
+        self._trusted: set[str] = set()
+
+    def trust(self, tests: list[str]) -> None:
+        """Run tests against the unchanged hook, once.
+
+        Raises:
+            MutantError: one of them fails.
+        """
+        if new := [test for test in tests if test not in self._trusted]:
+            found = self._ask({"name": "unchanged", "object": str(self._original), "tests": new})
+            if found["failed"]:
+                raise MutantError(f"the unchanged hook fails {found['failed']}: {found['reason']}")
+            self._trusted.update(new)
+
+    def judge(self, mutant: Mutant, path: Path) -> dict[str, Any]:
+        """Run the guard, then the suite if need be, and return the verdict."""
+        job = {"name": mutant.name, "object": str(path)}
+        if mutant.guard:
+            found = self._ask({**job, "tests": [_guard(mutant)]})
+            if found["failed"]:
+                return {**found, "by_guard": True}
+        self.trust(_SUITE)
+        return {**self._ask({**job, "tests": _SUITE}), "by_guard": False}
+
+
+def _guard(mutant: Mutant) -> str:
+    return f"tests/hook/{mutant.guard}"
 
 
 def report(console: Console, mutants: list[Mutant], results: dict[str, dict[str, Any]]) -> bool:
@@ -136,12 +163,12 @@ def run(mutants: list[Mutant], kernel: str, fresh: bool, console: Console) -> bo
     todo = [m for m in mutants if results.get(m.name, {}).get("print") != prints[m.name]]
     if todo:
         with guest(kernel) as ask:
-            original = OBJECTS / "obj" / "original" / "hook.bpf.o"
-            console.print("running the suite against the unchanged hook")
-            _check_original(ask, original, results)
+            judge = Judge(ask, OBJECTS / "obj" / "original" / "hook.bpf.o")
+            console.print("running the guards against the unchanged hook")
+            judge.trust(sorted({_guard(m) for m in todo if m.guard}))
             for number, mutant in enumerate(todo, 1):
                 start = time.monotonic()
-                found = judge(mutant, objects[mutant.name], ask)
+                found = judge.judge(mutant, objects[mutant.name])
                 results[mutant.name] = {**found, "print": prints[mutant.name]}
                 _RESULTS.write_text(json.dumps(results, indent=1))
                 console.print(
@@ -149,17 +176,6 @@ def run(mutants: list[Mutant], kernel: str, fresh: bool, console: Console) -> bo
                     f" ({time.monotonic() - start:.0f} s)"
                 )
     return report(console, mutants, results)
-
-
-def _check_original(ask: Ask, original: Path, results: dict[str, dict[str, Any]]) -> None:
-    """The unchanged hook must pass, or no mutant's death means anything."""
-    mark = _fingerprint(original)
-    if results.get("original", {}).get("print") == mark:
-        return
-    found = ask({"name": "original", "object": str(original), "tests": _SUITE})
-    if found["failed"]:
-        raise MutantError(f"the unchanged hook fails {found['failed']}: {found['reason']}")
-    results["original"] = {**found, "print": mark}
 
 
 def main() -> int:

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-_LIMIT = 900  # seconds for one job, then the kernel ends its process
+_LIMIT = 1700  # seconds for one job, then the kernel ends its process
 _WARM = ("hypothesis", "hypothesis.strategies", "bpfunit.faults", "bpfunit.plugin.fixtures")
 
 

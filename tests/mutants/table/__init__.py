@@ -1,0 +1,15 @@
+"""The mutations of the hook's C source: each a small mistake that somebody could make.
+
+A mutant names the test that guards its line. One whose effect nobody can see says why.
+"""
+
+from __future__ import annotations
+
+from .control import ADDRESSES, MANAGEMENT
+from .memory import LOGGING, MEMORY
+from .programs import PROGRAM_BODIES
+from .traffic import TRAFFIC
+
+__all__ = ["MUTANTS"]
+
+MUTANTS = [*ADDRESSES, *MANAGEMENT, *MEMORY, *TRAFFIC, *PROGRAM_BODIES, *LOGGING]
