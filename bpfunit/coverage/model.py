@@ -32,7 +32,8 @@ class BlockModel(NamedTuple):
         start: its first instruction.
         fall, taken: the blocks that follow, -1 for none.
         lines: where its instructions come from, in order.
-        end: where its last instruction comes from; None without line info.
+        end: where its last instruction comes from; None if that is a jump which bpfunit itself has
+            put in (a stub, a traced call), and is no branch of the source.
         condition: the condition of the jump at its end, "" if there is none.
         leaves: whether control may leave it other than through its edges (a tail call).
     """
@@ -200,7 +201,7 @@ def describe(code: ProgramCode, flow: Flow) -> dict[str, Any]:
                 fall=-1 if block.fall is None else block.fall,
                 taken=-1 if block.taken is None else block.taken,
                 lines=lines.between(block.start, block.end),
-                end=lines.at(block.last),
+                end=None if block.last in code.inserted else lines.at(block.last),
                 condition=condition,
                 leaves=Flow.ends_block(last) and last.is_helper_call,
             )

@@ -79,6 +79,7 @@ class ProgramCode:
         name_of_type: name of a BTF type, for `FuncInfo`.
         try_load: load a rewritten form of this program for the verifier's answer only.
         changed: whether any pass has rewritten it.
+        inserted: slots that passes have added; they are no code of the program's author.
     """
 
     name: str
@@ -90,6 +91,7 @@ class ProgramCode:
     name_of_type: Callable[[int], str] = _no_function_names
     try_load: Callable[[Image], Trial] = _no_trial
     changed: bool = False
+    inserted: frozenset[int] = frozenset()
 
     @cached_property
     def insns(self) -> list[Insn]:
@@ -123,7 +125,13 @@ class ProgramCode:
 
     def apply(self, patcher: Patcher) -> None:
         """Make the patcher's edits."""
-        self.accept(Image.of(self.patch(patcher)))
+        patched = self.patch(patcher)
+        self.inserted = frozenset(
+            slot
+            for slot, origin in enumerate(patched.origin)
+            if origin < 0 or origin in self.inserted
+        )
+        self.accept(Image.of(patched))
 
 
 class Instrumentation(Protocol):

@@ -21,13 +21,14 @@ from coverage_samples import (
 from bpfunit.coverage.counts import BlockCounts, conservation_errors
 from bpfunit.coverage.data import CoverageData, CoverageDataError, payload
 from bpfunit.coverage.exclusions import ExclusionError, apply_exclusions, read_exclusions
-from bpfunit.coverage.model import Model
+from bpfunit.coverage.model import Model, describe
 from bpfunit.coverage.path import Path as RunPath
 from bpfunit.coverage.path import walk
-from bpfunit.coverage.probes import Mode
+from bpfunit.coverage.probes import Mode, place_probes
 from bpfunit.coverage.reports import ReportError, ReportOptions, ReportRequest, Reports
 from bpfunit.coverage.sites import SourceFile, merge_sources
 from bpfunit.coverage.summary import Totals, missed_lines
+from bpfunit.rewrite import Patcher
 from bpfunit.rewrite import insn as i
 
 pytestmark = pytest.mark.host
@@ -294,3 +295,21 @@ def test_report_types(text: str) -> None:
     else:
         with pytest.raises(ReportError, match="term-missing"):
             ReportRequest.parse(text)
+
+
+def test_jumps_that_bpfunit_itself_put_in_are_no_branches() -> None:
+    """A stub's switch is counted, so that flows add up, and not reported."""
+    code = if_else().code()
+    patcher = Patcher(code.flow())
+    patcher.before(0, [i.branch_imm(i.JEQ, 1, 5, 0)])
+    code.apply(patcher)
+    flow = code.flow()
+    placement = place_probes(flow, Mode.COUNTERS, 3, Patcher(flow))
+    identity = ("key", "prog", "xdp", NEW, Mode.COUNTERS, placement.probes, frozenset[int]())
+    model = Model(*identity, **describe(code, flow))
+    assert len(placement.probes) == 5
+    data = collected(("t", model, {"key": [(0, 3), (1, 3), (4, 3)]}))
+    file = files_of(data)
+    assert [branch.at.line for branch in file.branches] == [10]
+    assert outcomes(file) == {"12": 0, "11": 3}
+    assert conservation_errors(model, [3, 3, 0, 0, 3]) == []
