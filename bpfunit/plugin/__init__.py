@@ -18,7 +18,7 @@ pytest_plugins = (
     "bpfunit.plugin.bench",
     "bpfunit.plugin.engines",
     "bpfunit.plugin.html",
-    "bpfunit.plugin.matrix_report",
+    "bpfunit.plugin.matrix",
 )
 
 pytest_addoption = options.pytest_addoption

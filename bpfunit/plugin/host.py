@@ -18,10 +18,9 @@ from execnet.gateway import RInfo
 from bpfunit.errors import BpfunitError
 from bpfunit.guest.outcome import Obituary, read_obituary
 from bpfunit.guest.spec import GuestSpec
-from bpfunit.kernels import Kernel, module_for, resolve_many
+from bpfunit.kernels import Kernel, modules_for, resolve_many
 from bpfunit.plugin.bench import HostBenchmarks
 from bpfunit.plugin.guestside import HOST_ITEMS, LABEL_VARIABLE, TEST_TIMEOUT_VARIABLE
-from bpfunit.plugin.matrix import Matrix, ReportFiles
 from bpfunit.plugin.scheduler import MatrixScheduling
 
 if TYPE_CHECKING:
@@ -89,12 +88,14 @@ def make_targets(config: pytest.Config, run: Path, guests: int) -> list[Target]:
     """
     option = config.option
     asked: list[str] = [spec for value in option.kernel for spec in value.split()]
-    kernels = resolve_many("all" if asked == ["all"] else asked)
+    kernels = resolve_many(asked)
+    built = [kernel for kernel in kernels if kernel.headers is not None]
+    modules = dict(zip(built, modules_for(built), strict=True))
     targets = []
     for number, (label, kernel) in enumerate(zip(labels(kernels), kernels, strict=True)):
         spec = GuestSpec(
             kernel=kernel,
-            module=module_for(kernel) if kernel.headers is not None else None,
+            module=modules.get(kernel),
             cpus=option.guest_cpus,
             memory=option.guest_memory,
             accel=option.guest_accel,
@@ -144,7 +145,6 @@ class HostSide:
         self, config: pytest.Config, targets: Sequence[Target], run: Path, guests: int
     ) -> None:
         self.targets = targets
-        self.matrix = Matrix({target.label: target.kernel.release for target in targets})
         self.deaths: list[dict[str, str]] = []
         self._config = config
         self._run = run
@@ -154,16 +154,15 @@ class HostSide:
         self._died: Counter[str] = Counter()
         self._obituaries: dict[Any, Obituary] = {}
         self._seen: set[str] = set()
+        self._has_failed = False
         self._scheduler: MatrixScheduling | None = None
-        self._files: ReportFiles | None = None
-        if config.option.bpfunit_report_dir is not None:
-            directory = config.invocation_params.dir / config.option.bpfunit_report_dir
-            self._files = ReportFiles(directory, self.matrix)
-            self._directory = directory
+
+    def _target_of(self, node: Any) -> Target:
+        spec = node.gateway.spec.python
+        return next(target for target in self.targets if target.xspec.endswith(spec))
 
     def _label_of(self, node: Any) -> str:
-        spec = node.gateway.spec.python
-        return next(t.label for t in self.targets if t.xspec.endswith(spec))
+        return self._target_of(node).label
 
     def pytest_report_header(self) -> list[str]:
         """Say which kernels the tests run on."""
@@ -172,11 +171,6 @@ class HostSide:
             f"{target.kernel.source}" + (f"; {target.kernel.note}" if target.kernel.note else "")
             for target in self.targets
         ]
-
-    def pytest_sessionstart(self) -> None:
-        """Start the clocks of the report files."""
-        if self._files is not None:
-            self._files.start()
 
     def pytest_xdist_newgateway(self, gateway: Any) -> None:
         """Keep xdist from asking the worker about itself, which would wait for the boot."""
@@ -215,10 +209,9 @@ class HostSide:
         obituary = read_obituary(directory / str(node.gateway._io.popen.pid))
         self._died[label] += 1
         self._obituaries[node] = obituary
-        release = self.matrix.rows[label].release
         self.deaths.append(
             {
-                "kernel": release,
+                "kernel": self._target_of(node).kernel.release,
                 "death": obituary.death.value,
                 "detail": obituary.detail,
                 "test": "",
@@ -234,16 +227,14 @@ class HostSide:
             return
         self.deaths[-1]["test"] = crashitem
         report.bpfunit_death = obituary.death.name  # type: ignore[attr-defined]
-        release = self.matrix.rows[self._label_of(node)].release
+        release = self._target_of(node).kernel.release
         report.longrepr = f"{obituary} (kernel {release}, while this test ran)"
         report.sections.append(("Last words of the guest", obituary.last_words))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take one phase of one test."""
         self._seen.add(report.nodeid)
-        self.matrix.add(report)
-        if self._files is not None:
-            self._files.add(report)
+        self._has_failed |= report.failed and not hasattr(report, "bpfunit_death")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, Any, Any]:
@@ -280,22 +271,13 @@ class HostSide:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """Tell deaths of guests from failures of tests by the exit code; write the files."""
-        if self._files is not None:
-            self._files.write(self.deaths)
-            for number, death in enumerate(self.deaths, 1):
-                log = self._directory / f"console-{death['kernel']}-{number}.log"
-                log.write_text(death["console"] + "\n")
-        session.exitstatus = exit_code(int(exitstatus), self.matrix, died=bool(self.deaths))
+        """Tell deaths of guests from failures of tests by the exit code."""
+        session.exitstatus = exit_code(
+            int(exitstatus), failed=self._has_failed, died=bool(self.deaths)
+        )
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Show the table, the deaths, and which tests did not run in the guests."""
-        terminalreporter.write_sep("=", "kernels")
-        for line in self.matrix.text():
-            terminalreporter.write_line(line)
-        for test, kinds in self.matrix.differences().items():
-            each = ", ".join(f"{release} {kind}" for release, kind in kinds.items())
-            terminalreporter.write_line(f"differs by kernel: {test}: {each}", yellow=True)
+        """Show the deaths, and which tests did not run in the guests."""
         for death in self.deaths:
             where = f" in {death['test']}" if death["test"] else ""
             terminalreporter.write_line(
@@ -309,19 +291,14 @@ class HostSide:
             )
 
 
-def exit_code(status: int, matrix: Matrix, *, died: bool) -> int:
+def exit_code(status: int, *, failed: bool, died: bool) -> int:
     """Return the run's exit code; see ``docs/guests.md``.
 
     Args:
         status: what pytest and xdist say.
-        matrix: the results.
+        failed: whether a test failed whose guest lived.
         died: whether a guest died before its work was done.
     """
-    failed = any(
-        kind in {"failed", "error"}
-        for row in matrix.rows.values()
-        for kind in row.outcomes.values()
-    )
     if died:
         return DEATHS_AND_FAILURES if failed else DEATHS
     if status == pytest.ExitCode.INTERRUPTED and failed:

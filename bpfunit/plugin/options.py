@@ -89,13 +89,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         help="How often a guest of one kernel that died is replaced before the kernel is given up.",
     )
-    group.addoption(
-        "--bpfunit-report-dir",
-        metavar="DIR",
-        default=None,
-        help="Write results by kernel there: matrix.json, matrix.md, junit.xml, one junit file per "
-        "kernel, and the last words of guests that died.",
-    )
 
 
 def register_markers(config: pytest.Config) -> None:

@@ -107,6 +107,8 @@ class OutcomeCollector:
         if report.when == "call":
             self._called.add(key)
         kind = kind_of(report)
+        if kind is OutcomeKind.CRASHED:
+            outcome.death = getattr(report, "bpfunit_death", "").lower()
         if _ORDER.index(kind) < _ORDER.index(outcome.kind):
             outcome.kind = kind
         if report.longrepr and kind is not OutcomeKind.PASSED:
@@ -162,9 +164,10 @@ class OutcomeCollector:
 
 def kind_of(report: pytest.TestReport) -> OutcomeKind:
     """Return what a report says about its test; a passed phase leaves the verdict to the others."""
-    death = getattr(report, "bpfunit_death", None)
-    if death is not None or report.when == _CRASHED:
-        return OutcomeKind.MISSING if death == _NEVER_RAN else OutcomeKind.CRASHED
+    if getattr(report, "bpfunit_death", None) == _NEVER_RAN:
+        return OutcomeKind.MISSING
+    if report.when == _CRASHED:
+        return OutcomeKind.CRASHED
     if getattr(report, "not_applicable", None) is not None:
         return OutcomeKind.NOT_APPLICABLE
     expected = hasattr(report, "wasxfail")

@@ -102,6 +102,8 @@ class Outcome:
         seconds: set-up, call and tear-down together.
         reason: the one line that says why, for what is not a pass.
         sections: texts to show, in order.
+        death: what the guest died of while the test ran, in one word; "" where it lived or nobody
+            knows.
     """
 
     test: str
@@ -110,6 +112,7 @@ class Outcome:
     seconds: float = 0.0
     reason: str = ""
     sections: list[Section] = field(default_factory=list)
+    death: str = ""
 
 
 @dataclass

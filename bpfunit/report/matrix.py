@@ -126,6 +126,7 @@ def data(run: Run) -> dict[str, Any]:
                         "outcome": cell.kind.value,
                         "seconds": round(cell.seconds, 3),
                         "reason": cell.reason,
+                        "death": cell.death,
                     }
                     for cell in row.cells
                     if cell.kind is not OutcomeKind.ABSENT
