@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,15 +17,6 @@ from walkthrough import Shell, follow
 ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.host
-
-
-@pytest.fixture(scope="module")
-def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the wheel from the tree and return its directory."""
-    directory = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--wheel", "--outdir", directory, ROOT]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
-    return directory
 
 
 @pytest.fixture(scope="module")
