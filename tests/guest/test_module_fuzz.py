@@ -31,7 +31,7 @@ MODPROBE = Path("/proc/sys/kernel/modprobe")
 
 # What the kernel says when something is wrong with it, which the OOM killer's report is not.
 SPLAT = re.compile(
-    r"\bBUG:|\bWARNING:|Oops|general protection|stack-protector|refcount_t|KASAN|UBSAN"
+    r"\bBUG\b|\bWARNING:|Oops|general protection|stack-protector|refcount_t|KASAN|UBSAN"
     r"|blocked for more than|soft lockup|hard LOCKUP|rcu.*stall|scheduling while atomic"
     r"|sleeping function|suspicious RCU|possible .*deadlock|bad unlock|leaked|double free"
 )
@@ -164,11 +164,12 @@ def settle(before: State) -> list[str]:
 
 @pytest.mark.parametrize("pressure", [[], ["--hog"]], ids=["plenty of memory", "memory short"])
 def test_hostile_requests_leave_the_kernel_as_it_was(fuzzer: Path, pressure: list[str]) -> None:
+    requests = REQUESTS // 10 if pressure else REQUESTS  # it is slow when memory is short
     fuzz(fuzzer, 3000, *pressure)  # fills the kernel's caches
     tainted = int(Path("/proc/sys/kernel/tainted").read_text())
     before, kills = State.now(), out_of_memory_kills()
     with kernel_log() as said:
-        figures = fuzz(fuzzer, REQUESTS, *pressure)
+        figures = fuzz(fuzzer, requests, *pressure)
         leaks = settle(before)
         splats = [line for line in said() if SPLAT.search(line)]
     assert not splats
@@ -176,8 +177,8 @@ def test_hostile_requests_leave_the_kernel_as_it_was(fuzzer: Path, pressure: lis
     assert not tainted & TAINTED_BY_A_SPLAT
     assert not leaks
     assert not fuzzers_left()
-    assert figures["requests"] >= REQUESTS // 3 * 3, "the time limit ended it"
-    assert bool(pressure) == (out_of_memory_kills() > kills), "memory was not short, or too short"
+    assert figures["requests"] >= requests, "the time limit ended it"
+    assert bool(pressure) == (out_of_memory_kills() > kills), "memory was not short"
     ran = [count for name, count in figures.items() if name.startswith("ran_attach_type")]
     assert len(ran) == 12
-    assert min(ran) > REQUESTS // 200, "an attach type was hardly reached"
+    assert min(ran) > requests // 200, "an attach type was hardly reached"

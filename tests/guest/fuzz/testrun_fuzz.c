@@ -7,7 +7,7 @@
  * Worker threads make requests, most of them nearly right, on sockets and programs that
  * they share. Meanwhile one thread closes, connects, turns and replaces those sockets and
  * programs, one sends signals, and a process whose runs never end is killed over and over.
- * --hog adds a process that takes nearly all memory, lets go and starts again.
+ * --hog adds a process that takes all memory until it is killed for it, a few times.
  *
  * What each worker asks for follows from the seed; how the threads interleave does not.
  * It prints «name value» lines and exits 0, or 1 when the kernel gave an answer that it
@@ -30,11 +30,11 @@
 
 #include "fuzz.h"
 
-enum { MAX_THREADS = 16, ERRNOS = 600 };
+enum { MAX_THREADS = 16, ERRNOS = 600, HOG_ROUNDS = 2 };
 
 static uint64_t seed = 1, requests = 1000000, seconds = 600;
 static int threads = 3, hog;
-static volatile int stop;
+static volatile int stop, *hog_rounds;
 static pthread_t workers[MAX_THREADS];
 static struct tally {
 	uint64_t made, by_errno[ERRNOS], ok_by_type[ATTACH_TYPES];
@@ -58,10 +58,9 @@ static void *work(void *argument)
 	long self = (long)argument;
 	struct tally *tally = &tallies[self];
 	struct rng r = {seed * 1000003 + self};
-	uint64_t mine = requests / threads;
 	int type;
 
-	while (!stop && tally->made < mine) {
+	while (!stop) {
 		long err = make_request(&r, &type);
 
 		tally->made++;
@@ -136,9 +135,14 @@ static pid_t start_victims(void)
  * choice. */
 static pid_t start_hog(void)
 {
-	pid_t keeper = fork(), eater;
+	pid_t keeper, eater;
 	int fd;
 
+	hog_rounds = mmap(NULL, sizeof(*hog_rounds), PROT_READ | PROT_WRITE,
+			  MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (hog_rounds == MAP_FAILED)
+		die("map counter");
+	keeper = fork();
 	if (keeper)
 		return keeper;
 	setpgid(0, 0);
@@ -161,7 +165,8 @@ static pid_t start_hog(void)
 			_exit(0);
 		}
 		waitpid(eater, NULL, 0);
-		usleep(2000000);
+		++*hog_rounds;
+		usleep(1000000);
 	}
 }
 
@@ -281,7 +286,8 @@ int main(int argc, char **argv)
 		usleep(100000);
 		for (i = 0; i < threads; i++)
 			made += tallies[i].made;
-		if (made >= requests / threads * threads || now() - started > seconds)
+		if ((made >= requests && (!hog || *hog_rounds >= HOG_ROUNDS)) ||
+		    now() - started > seconds)
 			break;
 	}
 	stop = 1;
