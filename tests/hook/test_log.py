@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from .families import IPV4, over
-from .mesh import Mesh
+from .mesh import DNS, Mesh
 
 ERROR, WARNING, INFO, DEBUG = range(4)
 
@@ -35,6 +35,19 @@ def test_debug_lines_appear_at_the_debug_level_only(load_mesh: Callable[..., Mes
     assert mesh.connect(mesh.family.vip, 80).log == []
     mesh.obj.globals.bpf_log_level = DEBUG
     assert mesh.connect(mesh.family.vip, 80).log == ["debug: destination is no frontend"]
+
+
+@pytest.mark.own_messages
+def test_a_destination_kept_on_purpose_is_told_at_the_debug_level(
+    load_mesh: Callable[..., Mesh],
+):
+    mesh = load_mesh(log_level=DEBUG)
+    mesh.service(mesh.family.vip, ports={80: 8080})
+
+    assert mesh.connect(mesh.family.vip, 80).log == [
+        "debug: random policy: no endpoint, destination kept"
+    ]
+    assert mesh.connect("10.0.0.53", DNS).log == ["debug: no DNS proxy, destination kept"]
 
 
 @pytest.mark.own_messages
