@@ -111,7 +111,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._to_guest = bytearray(b"")
         self._to_host = bytearray(b"1")  # the handshake's answer
-        self._answered = self._sent_first_line = False
+        self._answered = self._sent_first_line = self._signalled = False
         self._reports = b""
         self._status: dict[str, object] = {"booted": 0, "ended": "", "detail": ""}
         self._started = self._last_sign = time.monotonic()
@@ -125,8 +125,14 @@ class Supervisor:
     def run(self) -> None:
         """Start the guest, carry bytes until it ends, and clean up."""
         self._write_status()
-        signal.signal(signal.SIGTERM, self._on_signal)
+        self._stopped, wake = socket.socketpair()
+        self._stopped.setblocking(False)
+        wake.setblocking(False)
+        signal.set_wakeup_fd(wake.fileno())
+        # Nothing is done in the handler itself, which may run in the middle of anything.
+        signal.signal(signal.SIGTERM, lambda *_: None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the controller's to handle
+        self._selector.register(self._stopped, selectors.EVENT_READ)
         os.set_blocking(0, False)
         os.set_blocking(1, False)
         self._selector.register(0, selectors.EVENT_READ)
@@ -138,23 +144,29 @@ class Supervisor:
         finally:
             self._clean_up()
 
+    def _stop(self) -> None:
+        self._stopped.recv(_CHUNK)
+        self._signalled = True
+        self._end("closed", "told to end, or the controller is gone")
+
     def _wait_for_place(self) -> None:
         self._flush_to_host()
         while not self._status["ended"] and not self._places.take(self._group):
-            for _ in self._selector.select(timeout=0.2):
-                self._read_host()
+            for key, _ in self._selector.select(timeout=0.2):
+                if key.fileobj is self._stopped:
+                    self._stop()
+                else:
+                    self._read_host()
 
-    def _on_signal(self, _signum: int, _frame: object) -> None:
-        self._clean_up(stopped=True)
-        os._exit(1)
-
-    def _clean_up(self, *, stopped: bool = False) -> None:
+    def _clean_up(self) -> None:
         if self._qemu is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._qemu.pid, signal.SIGKILL)
             self._qemu.wait()
-        if stopped:  # a signal to the whole group takes the controller a moment later
-            deadline = time.monotonic() + _GRACE
+        if self._status["ended"] == "closed":
+            # A dying controller closes its pipes before it counts as dead, and a signal to the
+            # whole group reaches it after us.
+            deadline = time.monotonic() + (_GRACE if self._signalled else 0.2)
             while os.getppid() == self._controller and time.monotonic() < deadline:
                 time.sleep(0.05)
         if os.getppid() != self._controller:  # nobody else is left to remove the run's directory
@@ -203,6 +215,8 @@ class Supervisor:
                     self._serve_guest(events)
                 elif key.fileobj == 0:
                     self._read_host()
+                elif key.fileobj is self._stopped:
+                    self._stop()
                 elif key.fileobj is self._report:
                     self._read_reports()
                 elif key.fileobj is self._monitor and not self._monitor.recv(_CHUNK):
