@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Programs that do nothing: what is left when they run is the cost of the run loop itself, the floor
- * under every other figure. And one that does nothing plus one instruction, to see one instruction.
+ * Programs that do nothing: what is left when they run is the cost of the run loop itself, the
+ * floor under every other figure. And one that does nothing plus one instruction, to see one
+ * instruction.
  */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>

@@ -59,7 +59,7 @@ static unsigned int craft_and_run(int prog_fd, int sock, unsigned int address, u
 int main(int argc, char **argv)
 {
 	unsigned long long start, clock, libbpf, raw;
-	struct bpf_sock_addr ctx = { .user_family = AF_INET }, seen;
+	struct bpf_sock_addr ctx = {.user_family = AF_INET}, seen;
 	struct bpf_program *program;
 	struct bpf_object *object;
 	volatile unsigned int sink = 0;
@@ -109,7 +109,7 @@ int main(int argc, char **argv)
 			die("run the program");
 	raw = (now_ns() - start) / runs;
 
-	printf("{\"runs\": %ld, \"libbpf\": %llu, \"raw\": %llu, \"clock\": %llu}\n", runs, libbpf, raw,
-	       clock);
+	printf("{\"runs\": %ld, \"libbpf\": %llu, \"raw\": %llu, \"clock\": %llu}\n", runs, libbpf,
+	       raw, clock);
 	return 0;
 }

@@ -3,8 +3,9 @@
  * The loop of Program.run_many(): BPF_PROG_TEST_RUN once per context, with what belongs to each run
  * (its socket, its socket's storage, its tail calls) gathered before the next one starts.
  *
- * A shared library without dependencies, compiled on first use; bpfunit/bulk.py has the same loop in
- * Python for machines without a C compiler. The structures are mirrored in bpfunit/_native/__init__.py.
+ * A shared library without dependencies, compiled on first use; bpfunit/bulk.py has the same loop
+ * in Python for machines without a C compiler. The structures are mirrored in
+ * bpfunit/_native/__init__.py.
  */
 #include <errno.h>
 #include <linux/bpf.h>
@@ -76,8 +77,8 @@ static void take_calls(struct job *job, uint64_t i)
 }
 
 /*
- * Run from context "from" on; return the number of the first context that was not run: "count" at the
- * end, less when a signal came or the room for tail calls is used up. Call again to go on.
+ * Run from context "from" on; return the number of the first context that was not run: "count" at
+ * the end, less when a signal came or the room for tail calls is used up. Call again to go on.
  */
 uint64_t bpfunit_run_many(struct job *job, uint64_t from)
 {

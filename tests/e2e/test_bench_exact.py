@@ -1,4 +1,4 @@
-"""Benchmarks in exact mode repeat to the instruction, in one boot and over two, and see one more."""
+"""Benchmarks in exact mode repeat to the instruction, over two boots too, and see one more."""
 
 from __future__ import annotations
 

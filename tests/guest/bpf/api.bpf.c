@@ -95,8 +95,9 @@ static void say(__u32 ret)
 
 static void remember(struct bpf_sock_addr *ctx, const struct ip_addr *original)
 {
-	struct seen *seen = ctx->sk ? bpf_sk_storage_get(&seen_storage, ctx->sk, 0,
-							 BPF_SK_STORAGE_GET_F_CREATE) : NULL;
+	struct seen *seen =
+		ctx->sk ? bpf_sk_storage_get(&seen_storage, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE)
+			: NULL;
 
 	if (!seen)
 		return;
