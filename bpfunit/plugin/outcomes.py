@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import datetime as dt
 import shlex
-import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -131,7 +129,7 @@ class OutcomeCollector:
             kernels.append(KernelInfo(HOST))
         return Run(
             title=f"bpfunit: {self._config.rootpath.name}",
-            command=shlex.join([Path(sys.argv[0]).name, *self._config.invocation_params.args]),
+            command=shlex.join(["pytest", *self._config.invocation_params.args]),
             started=dt.datetime.fromtimestamp(self.started).astimezone(),
             seconds=time.time() - self.started,
             exit_code=int(self._session.exitstatus),
