@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 
 from .arena import Arena
@@ -15,6 +16,7 @@ CASES = 20_000
 _SCENARIOS = 520  # of 1 to 240 calls, 45 on average
 
 
+@pytest.mark.slow
 @over(IPV4)  # the scenarios mix the families themselves
 def test_hook_and_model_agree(load_mesh: Callable[..., Mesh]):
     arena = Arena(load_mesh().obj)
