@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from bpfunit import records
+from bpfunit import engines, records
 from bpfunit._sys import libbpf
 from bpfunit._sys.uapi import MapType
 from bpfunit.btf import BtfError, Types, Variable, raw_btf, types_of
@@ -342,6 +342,8 @@ def load(
         LibbpfMissingError: libbpf.so.1 is not installed.
     """
     all_passes: list[Instrumentation] = list(instrument)
+    if engine is not None:
+        engines.get(engine)  # the connect engine wants to be there before the test's sockets
     obj = Object(path)
     obj.session.engine = engine
     try:

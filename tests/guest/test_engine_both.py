@@ -17,6 +17,12 @@ from ..objects import compiled
 pytestmark = [pytest.mark.guest, pytest.mark.usefixtures("no_bpf_leaks")]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _engine_is_there() -> None:
+    """Make the engine before the descriptors of the first test are counted."""
+    engines.get("connect")
+
+
 @pytest.fixture
 def oracle(bpf_load: Callable[..., bpfunit.Object]) -> bpfunit.Object:
     """A program for every hook, run on both engines whatever the session's is."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 import bpfunit
-from bpfunit import NotApplicableError, features
+from bpfunit import NotApplicableError, engines, features
 from bpfunit.netns import NetworkNamespace
 
 from ..objects import compiled
@@ -22,6 +22,12 @@ HOOKS = [(kind, version) for kind in KINDS for version in (4, 6)]
 MAY_DENY = [(kind, version) for kind, version in HOOKS if kind in KINDS[:3]]
 names = pytest.mark.parametrize(("kind", "version"), HOOKS, ids=lambda value: str(value))
 deniers = pytest.mark.parametrize(("kind", "version"), MAY_DENY, ids=lambda value: str(value))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _engine_is_there() -> None:
+    """Make the engine before the descriptors of the first test are counted."""
+    engines.get("connect")
 
 
 @pytest.fixture
