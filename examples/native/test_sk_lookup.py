@@ -1,4 +1,4 @@
-"""sk_lookup: no packet, the context says who connects to what; needs Linux 5.12."""
+"""sk_lookup: no packet, the context says who connects to what; needs Linux 5.13."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bpfunit import ip
 SK_DROP, SK_PASS = 0, 1
 SO_COOKIE = 57  # include/uapi/asm-generic/socket.h
 
-pytestmark = pytest.mark.guest
+pytestmark = [pytest.mark.guest, pytest.mark.needs(since="5.13")]
 
 
 @pytest.fixture
