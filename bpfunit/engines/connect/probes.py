@@ -15,23 +15,24 @@ import contextlib
 import ctypes
 import mmap
 import os
+import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bpfunit._sys import bpf, uapi
 from bpfunit._sys.uapi import AttachType, Cmd, MapType, ProgType
+from bpfunit.context import HOOKS
 from bpfunit.errors import BpfunitError, SyscallError
 from bpfunit.rewrite import insn as asm
 from bpfunit.rewrite.insn import Insn
 
-A = AttachType
-INET4 = (A.CGROUP_INET4_BIND, A.CGROUP_INET4_CONNECT, A.CGROUP_UDP4_SENDMSG, A.CGROUP_UDP4_RECVMSG,
-         A.CGROUP_INET4_GETPEERNAME, A.CGROUP_INET4_GETSOCKNAME)  # fmt: skip
-INET6 = (A.CGROUP_INET6_BIND, A.CGROUP_INET6_CONNECT, A.CGROUP_UDP6_SENDMSG, A.CGROUP_UDP6_RECVMSG,
-         A.CGROUP_INET6_GETPEERNAME, A.CGROUP_INET6_GETSOCKNAME)  # fmt: skip
 # The verifier holds these to the return value 1 (check_return_code() in kernel/bpf/verifier.c).
-ALWAYS_PROCEED = INET4[3:] + INET6[3:]
+ALWAYS_PROCEED = frozenset(
+    number
+    for number, hook in HOOKS.items()
+    if hook.kind in ("recvmsg", "getpeername", "getsockname")
+)
 
 # struct bpf_sock_addr as 32-bit words: index of the first word and number of words of each field.
 WORDS = 15
@@ -53,12 +54,11 @@ def readable_fields(attach_type: int) -> list[str]:
 
     Source: ``sock_addr_is_valid_access()`` in the kernel's ``net/core/filter.c``.
     """
-    address = "user_ip4" if attach_type in INET4 else "user_ip6"
-    fields = ["user_family", address, "user_port", "family", "type", "protocol"]
-    if attach_type == A.CGROUP_UDP4_SENDMSG:
-        fields.append("msg_src_ip4")
-    if attach_type == A.CGROUP_UDP6_SENDMSG:
-        fields.append("msg_src_ip6")
+    hook = HOOKS[attach_type]
+    version = 4 if hook.family == socket.AF_INET else 6
+    fields = ["user_family", f"user_ip{version}", "user_port", "family", "type", "protocol"]
+    if hook.has_source:
+        fields.append(f"msg_src_ip{version}")
     return fields
 
 
