@@ -155,8 +155,11 @@ def out_of_memory_kills() -> int:
 
 
 def settle(before: State) -> list[str]:
-    """Return what has leaked; what RCU and the network free late has ten seconds to go."""
-    deadline = time.monotonic() + 10
+    """Return what has leaked; connections that the fuzzer left half closed go after a minute.
+
+    TCP waits 60 seconds for the other side's FIN (net.ipv4.tcp_fin_timeout), MPTCP as long.
+    """
+    deadline = time.monotonic() + 90
     while (leaks := State.now().leaks_since(before)) and time.monotonic() < deadline:
         time.sleep(0.2)
     return leaks
