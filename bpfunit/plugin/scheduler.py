@@ -112,3 +112,8 @@ class MatrixScheduling:
         for one in self._in_use():
             if one.collection_is_completed:
                 one.schedule()
+                if not one.collection:
+                    # Nothing to run, or guests that disagree: xdist would keep them to the end of
+                    # the run, and with them a place that another kernel waits for.
+                    for node in one.nodes:
+                        node.shutdown()

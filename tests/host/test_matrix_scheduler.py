@@ -1,0 +1,59 @@
+"""Each kernel runs all tests, its guests share them, and no kernel waits for another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from matrix_runs import run
+
+pytestmark = pytest.mark.host
+
+SCHEDULER = """
+from pathlib import Path
+from bpfunit.plugin.scheduler import MatrixScheduling
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_xdist_make_scheduler(config, log):
+    return MatrixScheduling(config, log, ["busy", "idle"], 2, lambda n: n.gateway.spec.env["LABEL"])
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish(session):
+    if LABEL == "idle":
+        session.items.clear()
+
+def pytest_unconfigure(config):
+    if LABEL == "idle":
+        Path(f"gone-{os.environ['PYTEST_XDIST_WORKER']}").touch()
+"""
+SUITE = """
+import os, time, pytest
+from pathlib import Path
+
+@pytest.mark.parametrize("number", range(20))
+def test_shared(number):
+    with open("ran", "a") as ran:
+        ran.write(f"{number} {os.environ['PYTEST_XDIST_WORKER']}\\n")
+    time.sleep(0.05)
+
+def test_idle_workers_are_let_go_while_others_run():
+    deadline = time.monotonic() + 60
+    while len(list(Path().glob("gone-*"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+"""
+
+
+def test_guests_of_a_kernel_share_its_tests_and_those_without_any_are_let_go(tmp_path: Path):
+    done = run(
+        tmp_path,
+        SUITE,
+        "--dist=load",
+        labels=("busy", "busy", "idle", "idle"),
+        conftest=SCHEDULER,
+    )
+
+    assert {kinds["busy"] for kinds in done.outcomes.values()} == {"passed"}, done.text
+    lines = [line.split() for line in (tmp_path / "ran").read_text(encoding="ascii").splitlines()]
+    assert sorted(int(number) for number, _ in lines) == list(range(20))  # each of them once
+    assert len({worker for _, worker in lines}) == 2
