@@ -231,8 +231,10 @@ class HostSide:
         report.longrepr = f"{obituary} (kernel {release}, while this test ran)"
         report.sections.append(("Last words of the guest", obituary.last_words))
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take one phase of one test."""
+        _show_id_as_it_is(report)
         self._seen.add(report.nodeid)
         self._has_failed |= report.failed and not hasattr(report, "bpfunit_death")
 
@@ -317,3 +319,13 @@ def gateway_info() -> Any:
             "pid": 0,
         }
     )
+
+
+def _show_id_as_it_is(report: pytest.TestReport) -> None:
+    """Keep pytest (9.1 and later) from taking the kernel behind ``[…]`` for parameters.
+
+    It parses ids into names and parameters, and its summary would end in ``[dns]@7.3]``.
+    """
+    if hasattr(report, "_id"):
+        path, _, rest = report.nodeid.partition("::")
+        report._id = type(report._id)(path=path, names=tuple(rest.split("::")))
