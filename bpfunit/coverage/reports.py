@@ -12,7 +12,6 @@ from pathlib import Path
 from bpfunit.coverage import exchange, term
 from bpfunit.coverage.data import CoverageData
 from bpfunit.coverage.exclusions import apply_exclusions, read_exclusions
-from bpfunit.coverage.html import write_html
 from bpfunit.coverage.sites import SourceFile, merge_sources
 from bpfunit.coverage.summary import grand_total
 from bpfunit.errors import BpfunitError
@@ -153,6 +152,9 @@ class Reports:
 
     def _write(self, kind: str, target: Path) -> None:
         if kind == "html":
+            # not at the top: jinja2 and pygments cost every guest a second otherwise
+            from bpfunit.coverage.html import write_html
+
             write_html(self._data, self.files, self._options.root, target)
         elif kind in _DESTINATIONS:
             target.parent.mkdir(parents=True, exist_ok=True)

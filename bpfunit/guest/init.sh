@@ -33,6 +33,7 @@ lower=ro,trans=virtio,version=9p2000.L,msize=512000,cache=loose,access=any
 /bin/busybox mount -t 9p -o $lower host /host || fail "cannot mount the host's files over 9p"
 /bin/busybox mount -t tmpfs -o mode=755 changes /changes
 /bin/busybox mkdir /changes/upper /changes/work
+[ ! -d /bytecode ] || /bin/busybox cp -r /bytecode/. /changes/upper
 /bin/busybox mount -t overlay -o lowerdir=/host,upperdir=/changes/upper,workdir=/changes/work,index=off,metacopy=off root /root ||
   fail "cannot lay an overlay over the host's files"
 cd /root

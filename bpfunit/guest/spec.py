@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bpfunit.guest.accel import choose, qemu
+from bpfunit.guest.bytecode import archive
 from bpfunit.guest.image import boot_files
 
 if TYPE_CHECKING:
     from bpfunit.kernels import Kernel
 
+_PACKAGE = Path(__file__).resolve().parent.parent
 _SUPERVISOR = Path(__file__).resolve().parent / "supervisor.py"
 
 # Host variables that mean the same in the guest; a name that ends in * is a prefix.
@@ -60,6 +62,7 @@ class GuestSpec:
         silence_timeout: seconds without a sign of life after which the guest counts as hung.
         places: how many kernels of the run may be up at once; directories of one run lie side by
             side.
+        packages: directories of Python modules to give to the guest compiled.
     """
 
     kernel: Kernel
@@ -74,6 +77,7 @@ class GuestSpec:
     boot_timeout: float = 180.0
     silence_timeout: float = 60.0
     places: int = 1
+    packages: tuple[Path, ...] = (_PACKAGE,)
 
     def prepare(self, directory: Path) -> str:
         """Write what the guest's supervisor needs, and return the execnet spec that starts it.
@@ -106,6 +110,7 @@ class GuestSpec:
             if name not in _WITHHELD and _is_passed(name)
         }
         variables.update(self.env, BPFUNIT_GUEST="1", BPFUNIT_ACCEL=accel)
+        variables["PYTHONDONTWRITEBYTECODE"] = "1"  # it would be gone with the guest
         if self.module is not None:
             variables["BPFUNIT_MODULE"] = str(self.module)
         lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(variables.items())]
@@ -123,9 +128,11 @@ class GuestSpec:
 
     def _command_line(self, accel: str, directory: Path) -> list[str]:
         """Return QEMU's arguments; ``@NAME@`` stand for what the supervisor fills in."""
-        kernel, initramfs = boot_files(
+        kernel, cached = boot_files(
             self.kernel.image, self.kernel.release, self.kernel.modules_root
         )
+        initramfs = directory / "initramfs"  # the kernel unpacks archives one after the other
+        initramfs.write_bytes(cached.read_bytes() + archive(self.packages))
         accelerate = {
             "kvm": ["-accel", "kvm", "-cpu", "host"],
             "tcg": ["-accel", "tcg", "-cpu", "max,la57=off"],

@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-import jinja2
-
 from bpfunit.report._format import duration
 from bpfunit.report._model import Run
 
@@ -19,6 +17,8 @@ def render_html(run: Run) -> str:
     Args:
         run: what to show; its links are taken as they are.
     """
+    import jinja2  # not at the top: every guest imports this package, and renders nothing
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
