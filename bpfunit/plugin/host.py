@@ -154,7 +154,7 @@ class HostSide:
         self._died: Counter[str] = Counter()
         self._obituaries: dict[Any, Obituary] = {}
         self._seen: set[str] = set()
-        self._has_failed = False
+        self._has_failed = self._has_missing = False
         self._scheduler: MatrixScheduling | None = None
 
     def _target_of(self, node: Any) -> Target:
@@ -254,20 +254,27 @@ class HostSide:
         return result
 
     def _report_never_run(self, nodeid: str, target: Target) -> None:
-        last = next(d for d in reversed(self.deaths) if d["kernel"] == target.kernel.release)
-        what = "no test was collected" if nodeid.startswith("collection@") else "never ran"
-        number = self._died[target.label]
+        release = target.kernel.release
+        last = next((d for d in reversed(self.deaths) if d["kernel"] == release), None)
+        why = f"{what_never_ran(nodeid)}: "
+        if last is None:
+            why += f"the guests of kernel {release} ended without it"
+        else:
+            why += (
+                f"kernel {release} is given up after {self._died[target.label]} deaths of its "
+                f"guests, the last of {last['death']}: {last['detail']}"
+            )
         report = pytest.TestReport(
             nodeid,
             (nodeid.partition("::")[0], None, nodeid.partition("::")[2]),
             {},
             "failed",
-            f"{what}: kernel {target.kernel.release} is given up after {number} deaths of its "
-            f"guests, the last of {last['death']}: {last['detail']}",
+            why,
             "setup",
         )
+        self._has_missing = True
         report.bpfunit_death = "NEVER_RAN"  # type: ignore[attr-defined]
-        if nodeid.startswith("collection@"):
+        if last is not None and nodeid.startswith("collection@"):
             report.sections.append(("Last words of the guest", last["console"]))
         self._config.hook.pytest_runtest_logreport(report=report)
 
@@ -275,7 +282,7 @@ class HostSide:
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Tell deaths of guests from failures of tests by the exit code."""
         session.exitstatus = exit_code(
-            int(exitstatus), failed=self._has_failed, died=bool(self.deaths)
+            int(exitstatus), failed=self._has_failed, died=bool(self.deaths) or self._has_missing
         )
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
@@ -291,6 +298,11 @@ class HostSide:
                 f"bpfunit: {self._host_items} tests marked host were left out in the guests; "
                 "run them without --kernel"
             )
+
+
+def what_never_ran(nodeid: str) -> str:
+    """Return the words for a test that never ran, or for a kernel that collected none."""
+    return "no test was collected" if nodeid.startswith("collection@") else "never ran"
 
 
 def exit_code(status: int, *, failed: bool, died: bool) -> int:
