@@ -56,7 +56,9 @@ def test_frontend_is_looked_up_by_the_whole_ipv6_address(mesh: Mesh, word: int):
 
 
 @over(IPV6)
-@pytest.mark.parametrize("address", ["::fffe:a60:1", "::1:ffff:a60:1", "1::ffff:a60:1"])
+@pytest.mark.parametrize(
+    "address", ["::fffe:a60:1", "::1:ffff:a60:1", "::1:0:ffff:a60:1", "1::ffff:a60:1"]
+)
 def test_only_v4_mapped_addresses_are_looked_up_as_ipv4(mesh: Mesh, address: str):
     mesh.service("10.96.0.1", ports={80: 8080}, endpoints=[mesh.family.pod])
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,7 +50,9 @@ zygote.stdin.close()
 zygote.wait()
 """
 
-Ask = Callable[[dict[str, Any]], dict[str, Any]]
+Verdict = dict[str, Any]
+Results = dict[str, Verdict]
+Ask = Callable[[dict[str, Any]], Verdict]
 
 
 @contextmanager
@@ -78,38 +79,43 @@ class Judge:
     Unless a test passes on the unchanged hook, its failure on a mutant means nothing.
     """
 
-    def __init__(self, ask: Ask, original: Path) -> None:
-        self._ask, self._original = ask, original
-        self._trusted: set[str] = set()
+    def __init__(self, ask: Ask, original: Path, results: Results) -> None:
+        self._ask, self._original, self._results = ask, original, results
 
     def trust(self, tests: list[str]) -> None:
-        """Run tests against the unchanged hook, once.
+        """Run tests against the unchanged hook, once for as long as neither changes.
 
         Raises:
             MutantError: one of them fails.
         """
-        if new := [test for test in tests if test not in self._trusted]:
+        mark = _fingerprint(self._original)
+        kept = self._results.get("unchanged", {})
+        passed = kept["tests"] if kept.get("print") == mark else []
+        if new := [test for test in tests if test not in passed]:
             found = self._ask({"name": "unchanged", "object": str(self._original), "tests": new})
             if found["failed"]:
                 raise MutantError(f"the unchanged hook fails {found['failed']}: {found['reason']}")
-            self._trusted.update(new)
+            self._results["unchanged"] = {"print": mark, "tests": [*passed, *new]}
 
-    def judge(self, mutant: Mutant, path: Path) -> dict[str, Any]:
-        """Run the guard, then the suite if need be, and return the verdict."""
-        job = {"name": mutant.name, "object": str(path)}
-        if mutant.guard:
-            found = self._ask({**job, "tests": [_guard(mutant)]})
-            if found["failed"]:
-                return {**found, "by_guard": True}
+    def by_guard(self, mutant: Mutant, path: Path) -> Verdict:
+        """Run the test that guards the mutant's line."""
+        return self._run(mutant, path, [_guard(mutant)], by_guard=True)
+
+    def by_suite(self, mutant: Mutant, path: Path) -> Verdict:
+        """Run the whole suite."""
         self.trust(_SUITE)
-        return {**self._ask({**job, "tests": _SUITE}), "by_guard": False}
+        return self._run(mutant, path, _SUITE, by_guard=False)
+
+    def _run(self, mutant: Mutant, path: Path, tests: list[str], *, by_guard: bool) -> Verdict:
+        found = self._ask({"name": mutant.name, "object": str(path), "tests": tests})
+        return {**found, "by_guard": by_guard}
 
 
 def _guard(mutant: Mutant) -> str:
     return f"tests/hook/{mutant.guard}"
 
 
-def report(console: Console, mutants: list[Mutant], results: dict[str, dict[str, Any]]) -> bool:
+def report(console: Console, mutants: list[Mutant], results: Results) -> bool:
     """Print the table and the survivors, and return whether all is as declared."""
     table = Table(title=f"{len(mutants)} mutants of the hook", title_justify="left")
     for column in ("mutant", "file", "verdict", "by"):
@@ -147,10 +153,10 @@ def _fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _kept() -> dict[str, dict[str, Any]]:
+def _kept() -> Results:
     if not _RESULTS.is_file():
         return {}
-    kept: dict[str, dict[str, Any]] = json.loads(_RESULTS.read_text())
+    kept: Results = json.loads(_RESULTS.read_text())
     return kept
 
 
@@ -161,20 +167,28 @@ def run(mutants: list[Mutant], kernel: str, fresh: bool, console: Console) -> bo
     prints = {name: f"{kernel} {_fingerprint(path)}" for name, path in objects.items()}
     results = {} if fresh else _kept()
     todo = [m for m in mutants if results.get(m.name, {}).get("print") != prints[m.name]]
+
+    def settle(mutant: Mutant, found: Verdict) -> None:
+        results[mutant.name] = {**found, "print": prints[mutant.name]}
+        _RESULTS.write_text(json.dumps(results, indent=1))
+        settled = sum(1 for m in mutants if results.get(m.name, {}).get("print") == prints[m.name])
+        killer = found["failed"].removeprefix("tests/hook/") or "survived"
+        console.print(f"{settled}/{len(mutants)} {mutant.name}: {killer}", soft_wrap=True)
+
     if todo:
         with guest(kernel) as ask:
-            judge = Judge(ask, OBJECTS / "obj" / "original" / "hook.bpf.o")
+            judge = Judge(ask, OBJECTS / "obj" / "original" / "hook.bpf.o", results)
             console.print("running the guards against the unchanged hook")
             judge.trust(sorted({_guard(m) for m in todo if m.guard}))
-            for number, mutant in enumerate(todo, 1):
-                start = time.monotonic()
-                found = judge.judge(mutant, objects[mutant.name])
-                results[mutant.name] = {**found, "print": prints[mutant.name]}
-                _RESULTS.write_text(json.dumps(results, indent=1))
-                console.print(
-                    f"{number}/{len(todo)} {mutant.name}: {found['failed'] or 'survived'}"
-                    f" ({time.monotonic() - start:.0f} s)"
-                )
+            left = []
+            for mutant in todo:
+                found = judge.by_guard(mutant, objects[mutant.name]) if mutant.guard else {}
+                if found.get("failed"):
+                    settle(mutant, found)
+                else:
+                    left.append(mutant)
+            for mutant in left:
+                settle(mutant, judge.by_suite(mutant, objects[mutant.name]))
     return report(console, mutants, results)
 
 
