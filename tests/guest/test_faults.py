@@ -13,15 +13,10 @@ import pytest
 import bpfunit
 from bpfunit import Object, Result, faults, ip, port
 
+from ..hook.mesh import MAP_TYPES
+
 pytestmark = pytest.mark.guest
 
-MAP_TYPES = {
-    "km_manage": ("manager_key", "__u32"),
-    "km_frontend": ("frontend_key", "frontend_value"),
-    "km_service": ("service_key", "service_value"),
-    "km_endpoint": ("endpoint_key", "endpoint_value"),
-    "km_backend": ("backend_key", "backend_value"),
-}
 OPTMEM_MAX = Path("/proc/sys/net/core/optmem_max")
 ENDPOINTS = 4
 Load = Callable[..., Object]
