@@ -43,6 +43,11 @@ PASSED = (
 _WITHHELD = {"PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"}
 
 
+# In a run's directory: it was empty when the run began, and is the supervisor's to remove when
+# nobody else is left to do it. The supervisor, a script on its own, has the name a second time.
+OWNED = ".bpfunit-run"
+
+
 @dataclass(frozen=True)
 class GuestSpec:
     """One guest to boot.
@@ -60,8 +65,9 @@ class GuestSpec:
         cwd: where the guest's command starts; the host's current directory by default.
         boot_timeout: seconds from the start of QEMU until the guest's command starts.
         silence_timeout: seconds without a sign of life after which the guest counts as hung.
-        places: how many kernels of the run may be up at once; directories of one run lie side by
-            side.
+        places: how many kernels of the run may be up at once.
+        run: the directory that the specs of one run share, removed with all that is in it when the
+            controller dies; each spec's own directory by default. One that was not empty is kept.
         packages: directories of Python modules to give to the guest compiled.
     """
 
@@ -77,6 +83,7 @@ class GuestSpec:
     boot_timeout: float = 180.0
     silence_timeout: float = 60.0
     places: int = 1
+    run: Path | None = None
     packages: tuple[Path, ...] = (_PACKAGE,)
 
     def prepare(self, directory: Path) -> str:
@@ -89,13 +96,18 @@ class GuestSpec:
         Raises:
             GuestError: this machine cannot run the guest.
         """
-        directory.mkdir(parents=True, exist_ok=True)
+        run = self.run or directory
+        run.mkdir(parents=True, exist_ok=True)
+        if not any(run.iterdir()):
+            (run / OWNED).touch()
+        directory.mkdir(exist_ok=True)
         accel = choose(self.accel, self.kernel.release)
         (directory / "env").write_text(self._environment(accel))
         description = {
             "argv": self._command_line(accel, directory),
             "boot_timeout": self.boot_timeout,
             "silence_timeout": self.silence_timeout,
+            "run": str(run),
             "places": {"count": self.places, "group": self.kernel.release},
         }
         path = directory / "guest.json"

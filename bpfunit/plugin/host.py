@@ -106,6 +106,7 @@ def make_targets(config: pytest.Config, run: Path, guests: int) -> list[Target]:
             boot_timeout=option.guest_boot_timeout,
             silence_timeout=option.guest_timeout,
             places=places(option.guest_cpus * guests, option.guest_memory * guests),
+            run=run,
         )
         targets.append(Target(label, kernel, spec.prepare(run / str(number))))
     return targets
