@@ -17,10 +17,12 @@ pytestmark = pytest.mark.host
 
 SUPERVISOR = Path(guest_spec.__file__).with_name("supervisor.py")
 
-# Starts a supervisor and dies at once, as a controller that is killed does.
+# Starts a supervisor and dies when that is up, as a controller that is killed does.
 ORPHAN = """
 import os, subprocess, sys
-subprocess.Popen([sys.executable, "-I", "-S", *sys.argv[1:]], stdin=subprocess.PIPE)
+pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+supervisor = subprocess.Popen([sys.executable, "-I", "-S", *sys.argv[1:]], **pipes)
+supervisor.stdout.read(1)  # the answer to the handshake
 os.kill(os.getpid(), 9)
 """
 
