@@ -119,7 +119,7 @@ def test_each_branch_knows_its_tests(session: Session) -> None:
     }
     by_program = {
         (program["model"]["program"], program["model"]["kernel"].startswith(NEW)): {
-            data["tests"][index].partition("::")[2] for tests in program["tests"] for index in tests
+            _test(data["tests"][index]) for tests in program["tests"] for index in tests
         }
         for program in data["programs"]
     }

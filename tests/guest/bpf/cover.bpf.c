@@ -107,65 +107,49 @@ int longest_run(struct __sk_buff *skb)
 	return best;
 }
 
+/*
+ * Keeps every register in use across a jump. BEFORE is more to do first, with the packet's
+ * length in r1.
+ */
+#define USE_EVERY_REGISTER(before)              \
+	asm volatile("r1 = *(u32 *)(r1 + 0)\n\t" \
+		     before                     \
+		     "r0 = r1\n\t"              \
+		     "r2 = 2\n\t"               \
+		     "r3 = 3\n\t"               \
+		     "r4 = 4\n\t"               \
+		     "r5 = 5\n\t"               \
+		     "r6 = 6\n\t"               \
+		     "r7 = 7\n\t"               \
+		     "r8 = 8\n\t"               \
+		     "r9 = 9\n\t"               \
+		     "if r1 > 60 goto 1f\n\t"   \
+		     "r0 += 1000\n\t"           \
+		     "1:\n\t"                   \
+		     "r0 += r1\n\t"             \
+		     "r0 += r2\n\t"             \
+		     "r0 += r3\n\t"             \
+		     "r0 += r4\n\t"             \
+		     "r0 += r5\n\t"             \
+		     "r0 += r6\n\t"             \
+		     "r0 += r7\n\t"             \
+		     "r0 += r8\n\t"             \
+		     "r0 += r9\n\t"             \
+		     "exit\n\t" ::              \
+			     : "memory")
+
 /* No register is free at its jump: a probe has to save one. */
 SEC("socket")
 __attribute__((naked)) int crowded(void)
 {
-	asm volatile("r1 = *(u32 *)(r1 + 0)\n\t"
-		     "r0 = r1\n\t"
-		     "r2 = 2\n\t"
-		     "r3 = 3\n\t"
-		     "r4 = 4\n\t"
-		     "r5 = 5\n\t"
-		     "r6 = 6\n\t"
-		     "r7 = 7\n\t"
-		     "r8 = 8\n\t"
-		     "r9 = 9\n\t"
-		     "if r1 > 60 goto 1f\n\t"
-		     "r0 += 1000\n\t"
-		     "1:\n\t"
-		     "r0 += r1\n\t"
-		     "r0 += r2\n\t"
-		     "r0 += r3\n\t"
-		     "r0 += r4\n\t"
-		     "r0 += r5\n\t"
-		     "r0 += r6\n\t"
-		     "r0 += r7\n\t"
-		     "r0 += r8\n\t"
-		     "r0 += r9\n\t"
-		     "exit\n\t" ::
-			     : "memory");
+	USE_EVERY_REGISTER("");
 }
 
 /* And here there is no room to save it either. */
 SEC("socket")
 __attribute__((naked)) int overcrowded(void)
 {
-	asm volatile("r1 = *(u32 *)(r1 + 0)\n\t"
-		     "*(u64 *)(r10 - 512) = r1\n\t"
-		     "r0 = r1\n\t"
-		     "r2 = 2\n\t"
-		     "r3 = 3\n\t"
-		     "r4 = 4\n\t"
-		     "r5 = 5\n\t"
-		     "r6 = 6\n\t"
-		     "r7 = 7\n\t"
-		     "r8 = 8\n\t"
-		     "r9 = 9\n\t"
-		     "if r1 > 60 goto 1f\n\t"
-		     "r0 += 1000\n\t"
-		     "1:\n\t"
-		     "r0 += r1\n\t"
-		     "r0 += r2\n\t"
-		     "r0 += r3\n\t"
-		     "r0 += r4\n\t"
-		     "r0 += r5\n\t"
-		     "r0 += r6\n\t"
-		     "r0 += r7\n\t"
-		     "r0 += r8\n\t"
-		     "r0 += r9\n\t"
-		     "exit\n\t" ::
-			     : "memory");
+	USE_EVERY_REGISTER("*(u64 *)(r10 - 512) = r1\n\t");
 }
 
 static long add_one(__u32 index, void *data)
