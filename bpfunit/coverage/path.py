@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from functools import cached_property
+from typing import NamedTuple, overload
 
 from bpfunit.coverage.counts import BlockCounts
 from bpfunit.coverage.model import Location, Model
@@ -27,11 +28,36 @@ class Step(NamedTuple):
     repeated: bool
 
 
-class Path(list[Step]):
+class Path(Sequence[Step]):
     """The branches of one run, in the order of execution; a loop's appear once.
 
-    `str` gives one line a step: ``route.h:42  if (!frontend)  → 43``.
+    `str` gives one line a step: ``route.h:42  if (!frontend)  → 43``. Nothing is worked out before
+    somebody looks: most runs' paths nobody ever does.
+
+    Args:
+        parts: each program that ran, with its probes' counts of that run.
     """
+
+    def __init__(self, parts: Sequence[tuple[Model, Sequence[int]]]) -> None:
+        self._parts = parts
+
+    @cached_property
+    def _steps(self) -> list[Step]:
+        return [step for model, counts in self._parts for step in walk(model, counts)]
+
+    def __len__(self) -> int:
+        """Return how many branches were taken."""
+        return len(self._steps)
+
+    @overload
+    def __getitem__(self, index: int) -> Step: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Step]: ...
+
+    def __getitem__(self, index: int | slice) -> Step | list[Step]:
+        """Return one step, or some."""
+        return self._steps[index]
 
     def __str__(self) -> str:
         """Return the table of steps, one line each."""

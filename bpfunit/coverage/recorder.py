@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from bpfunit._sys import bpf, uapi
 from bpfunit.coverage.model import Model, describe
-from bpfunit.coverage.path import Path, walk
+from bpfunit.coverage.path import Path
 from bpfunit.coverage.probes import Mode, count_probes, place_probes, surviving_probes
 from bpfunit.coverage.template import Template
 from bpfunit.rewrite import ambient
@@ -39,9 +39,13 @@ class _Instrumented:
             return list(self.map.memory[:count])
         return list(struct.unpack_from(f"<{count}Q", self.map.memory, 0))
 
+    def was_hit(self) -> bool:
+        """Whether any probe was passed since the map was last cleared."""
+        return self.map.memory[: self.map.size].count(0) != self.map.size
+
     def set_aside(self) -> None:
         """Add the counts to `earlier` and start from zero."""
-        if any(self.map.memory[: self.map.size]):
+        if self.was_hit():
             counts = self.counts()
             self.earlier = [a + b for a, b in zip(self.earlier, counts, strict=True)]
             self.map.clear()
@@ -150,14 +154,8 @@ class CoverageRecorder:
 
     def run_ended(self) -> Path:
         """Return the source lines of the branches that programs took since `run_starts`."""
-        return Path(
-            [
-                step
-                for program in self._programs.values()
-                if any(program.map.memory[: program.map.size])
-                for step in walk(program.model, program.counts())
-            ]
-        )
+        ran = [program for program in self._programs.values() if program.was_hit()]
+        return Path([(program.model, program.counts()) for program in ran])
 
     def close(self) -> None:
         """Release all maps; call `take` first."""

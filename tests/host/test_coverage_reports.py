@@ -23,7 +23,6 @@ from bpfunit.coverage.data import CoverageData, CoverageDataError, payload
 from bpfunit.coverage.exclusions import ExclusionError, apply_exclusions, read_exclusions
 from bpfunit.coverage.model import Model, describe
 from bpfunit.coverage.path import Path as RunPath
-from bpfunit.coverage.path import walk
 from bpfunit.coverage.probes import Mode, place_probes
 from bpfunit.coverage.reports import ReportError, ReportOptions, ReportRequest, Reports
 from bpfunit.coverage.sites import SourceFile, merge_sources
@@ -129,7 +128,7 @@ def test_counters_that_do_not_add_up_are_reported() -> None:
 
 def test_a_path_names_the_lines_of_one_run() -> None:
     model = if_else().model(NEW)
-    path = RunPath(walk(model, [1, 0, 1]))
+    path = RunPath([(model, [1, 0, 1])])
     assert str(path) == "main.c:10  if (!x)  → 11"
 
 
