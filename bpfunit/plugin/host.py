@@ -201,6 +201,8 @@ class HostSide:
         label = self._label_of(node)
         if error is None:
             self._host_items = max(self._host_items, node.workeroutput.get(HOST_ITEMS, 0))
+            # Else its guest would stay to the end of the run, and keep its place from the others.
+            node.gateway.exit()
             return
         if error == "keyboard-interrupt":
             return
