@@ -2,12 +2,11 @@
 /*
  * Hostile hands on the test run of cgroup_sock_addr programs.
  *
- *   testrun_fuzz --seed 1 --requests 1000000 --seconds 600 --threads 3 [--hog]
+ *   testrun_fuzz --seed 1 --requests 1000000 --seconds 600 --threads 3
  *
  * Worker threads make requests, most of them nearly right, on sockets and programs that
  * they share. Meanwhile one thread closes, connects, turns and replaces those sockets and
  * programs, one sends signals, and a process whose runs never end is killed over and over.
- * --hog adds a process that takes all memory until it is killed for it, a few times.
  *
  * What each worker asks for follows from the seed; how the threads interleave does not.
  * It prints «name value» lines and exits 0, or 1 when the kernel gave an answer that it
@@ -30,11 +29,11 @@
 
 #include "fuzz.h"
 
-enum { MAX_THREADS = 16, ERRNOS = 600, HOG_ROUNDS = 2 };
+enum { MAX_THREADS = 16, ERRNOS = 600 };
 
 static uint64_t seed = 1, requests = 1000000, seconds = 600;
-static int threads = 3, hog;
-static volatile int stop, *hog_rounds;
+static int threads = 3;
+static volatile int stop;
 static pthread_t workers[MAX_THREADS];
 static struct tally {
 	uint64_t made, by_errno[ERRNOS], ok_by_type[ATTACH_TYPES];
@@ -133,43 +132,6 @@ static pid_t start_victims(void)
 
 /* Takes memory until hardly any is left, holds it for a moment, lets go. The OOM killer's first
  * choice. */
-static pid_t start_hog(void)
-{
-	pid_t keeper, eater;
-	int fd;
-
-	hog_rounds = mmap(NULL, sizeof(*hog_rounds), PROT_READ | PROT_WRITE,
-			  MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	if (hog_rounds == MAP_FAILED)
-		die("map counter");
-	keeper = fork();
-	if (keeper)
-		return keeper;
-	setpgid(0, 0);
-	for (;;) {
-		eater = fork();
-		if (!eater) {
-			long mib = sysconf(_SC_AVPHYS_PAGES) / 256;
-
-			fd = open("/proc/self/oom_score_adj", O_WRONLY);
-			if (fd < 0 || write(fd, "1000", 4) != 4)
-				_exit(1);
-			for (; mib > -64; mib--) {
-				char *chunk =
-					mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE,
-					     MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-				if (chunk == MAP_FAILED)
-					break;
-			}
-			usleep(300000);
-			_exit(0);
-		}
-		waitpid(eater, NULL, 0);
-		++*hog_rounds;
-		usleep(1000000);
-	}
-}
-
 static void end_group(pid_t keeper)
 {
 	if (keeper <= 0)
@@ -223,7 +185,7 @@ static void parse_options(int argc, char **argv)
 {
 	static const struct option options[] = {
 		{"seed", 1, NULL, 's'},	   {"requests", 1, NULL, 'r'}, {"seconds", 1, NULL, 't'},
-		{"threads", 1, NULL, 'n'}, {"hog", 0, NULL, 'h'},      {NULL, 0, NULL, 0},
+		{"threads", 1, NULL, 'n'}, {NULL, 0, NULL, 0},
 	};
 	int option;
 
@@ -240,9 +202,6 @@ static void parse_options(int argc, char **argv)
 			break;
 		case 'n':
 			threads = atoi(optarg);
-			break;
-		case 'h':
-			hog = 1;
 			break;
 		default:
 			exit(2);
@@ -265,15 +224,13 @@ static double now(void)
 int main(int argc, char **argv)
 {
 	pthread_t churner, signaller;
-	pid_t victims, eater = 0;
+	pid_t victims;
 	double started = now();
 	long i;
 
 	parse_options(argc, argv);
 	set_up();
 	victims = start_victims();
-	if (hog)
-		eater = start_hog();
 	for (i = 0; i < threads; i++)
 		if (pthread_create(&workers[i], NULL, work, (void *)i))
 			die("start worker");
@@ -286,8 +243,7 @@ int main(int argc, char **argv)
 		usleep(100000);
 		for (i = 0; i < threads; i++)
 			made += tallies[i].made;
-		if ((made >= requests && (!hog || *hog_rounds >= HOG_ROUNDS)) ||
-		    now() - started > seconds)
+		if (made >= requests || now() - started > seconds)
 			break;
 	}
 	stop = 1;
@@ -301,6 +257,5 @@ int main(int argc, char **argv)
 	pthread_join(churner, NULL);
 	pthread_join(signaller, NULL);
 	end_group(victims);
-	end_group(eater);
 	return report(now() - started);
 }
