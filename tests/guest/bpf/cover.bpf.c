@@ -111,31 +111,29 @@ int longest_run(struct __sk_buff *skb)
  * Keeps every register in use across a jump. BEFORE is more to do first, with the packet's
  * length in r1.
  */
-#define USE_EVERY_REGISTER(before)              \
-	asm volatile("r1 = *(u32 *)(r1 + 0)\n\t" \
-		     before                     \
-		     "r0 = r1\n\t"              \
-		     "r2 = 2\n\t"               \
-		     "r3 = 3\n\t"               \
-		     "r4 = 4\n\t"               \
-		     "r5 = 5\n\t"               \
-		     "r6 = 6\n\t"               \
-		     "r7 = 7\n\t"               \
-		     "r8 = 8\n\t"               \
-		     "r9 = 9\n\t"               \
-		     "if r1 > 60 goto 1f\n\t"   \
-		     "r0 += 1000\n\t"           \
-		     "1:\n\t"                   \
-		     "r0 += r1\n\t"             \
-		     "r0 += r2\n\t"             \
-		     "r0 += r3\n\t"             \
-		     "r0 += r4\n\t"             \
-		     "r0 += r5\n\t"             \
-		     "r0 += r6\n\t"             \
-		     "r0 += r7\n\t"             \
-		     "r0 += r8\n\t"             \
-		     "r0 += r9\n\t"             \
-		     "exit\n\t" ::              \
+#define USE_EVERY_REGISTER(before)                                    \
+	asm volatile("r1 = *(u32 *)(r1 + 0)\n\t" before "r0 = r1\n\t" \
+		     "r2 = 2\n\t"                                     \
+		     "r3 = 3\n\t"                                     \
+		     "r4 = 4\n\t"                                     \
+		     "r5 = 5\n\t"                                     \
+		     "r6 = 6\n\t"                                     \
+		     "r7 = 7\n\t"                                     \
+		     "r8 = 8\n\t"                                     \
+		     "r9 = 9\n\t"                                     \
+		     "if r1 > 60 goto 1f\n\t"                         \
+		     "r0 += 1000\n\t"                                 \
+		     "1:\n\t"                                         \
+		     "r0 += r1\n\t"                                   \
+		     "r0 += r2\n\t"                                   \
+		     "r0 += r3\n\t"                                   \
+		     "r0 += r4\n\t"                                   \
+		     "r0 += r5\n\t"                                   \
+		     "r0 += r6\n\t"                                   \
+		     "r0 += r7\n\t"                                   \
+		     "r0 += r8\n\t"                                   \
+		     "r0 += r9\n\t"                                   \
+		     "exit\n\t" ::                                    \
 			     : "memory")
 
 /* No register is free at its jump: a probe has to save one. */
