@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker."""
+    """Register the marker; make sure that tests can interrupt what they start."""
+    # A shell without job control starts background commands with SIGINT ignored, and so would be
+    # every process that a test starts and means to interrupt.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line(
         "markers",
         "own_messages: asserts the text of the project's own log messages; left out when"
