@@ -6,6 +6,7 @@ after the raw system call is taken away is what user space does for one run.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import socket
 import subprocess
@@ -18,9 +19,12 @@ from typing import Any
 import pytest
 
 import bpfunit
+from bpfunit._sys import bpf
+from bpfunit._sys.uapi import Cmd, TestRunAttr
 from bpfunit.engines.connect.cgroup import Cgroup
 
 RUNS = 2_000
+BULK_RUNS = 20_000  # in one call, which has a fixed cost of its own
 ROUNDS = 5
 DESTINATION = ("10.96.0.1", 80)
 
@@ -111,9 +115,24 @@ class TestOverhead:
         report(per_run(work, 100))
 
     def test_bulk_api(self, report: Any, program: Any, sock: socket.socket):
-        contexts = (bpfunit.BpfSockAddr * RUNS)(*[program.craft(DESTINATION)] * RUNS)
+        contexts = (bpfunit.BpfSockAddr * BULK_RUNS)(*[program.craft(DESTINATION)] * BULK_RUNS)
 
-        report(per_run(lambda: program.run_many(contexts, sock=sock), RUNS))
+        report(per_run(lambda: program.run_many(contexts, sock=sock), BULK_RUNS))
+
+    def test_floor_of_python(self, report: Any, program: Any, sock: socket.socket):
+        """The bare system call through ctypes, all prepared, nothing read: no API can be below."""
+        context = program.craft(DESTINATION)
+        context.sk = sock.fileno()
+        out = bpfunit.BpfSockAddr()
+        attr = TestRunAttr(prog_fd=program.fd)
+        attr.ctx_in, attr.ctx_size_in = ctypes.addressof(context), ctypes.sizeof(context)
+        attr.ctx_out, attr.ctx_size_out = ctypes.addressof(out), ctypes.sizeof(out)
+
+        def work() -> None:
+            for _ in range(100):
+                bpf.call(Cmd.PROG_TEST_RUN, attr)
+
+        report(per_run(work, 100))
 
     def test_bpftool_for_each_case(self, bpf_benchmark: Any, program: Any, tmp_path: Path):
         context = tmp_path / "ctx"
