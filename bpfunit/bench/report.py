@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ def markdown(figures: Iterable[Figure]) -> str:
 
 
 def _table(group: str, figures: Sequence[Figure]) -> str:
-    kernels = list(dict.fromkeys(figure.kernel for figure in figures))
+    kernels = sorted({figure.kernel for figure in figures}, key=_by_number)
     cells = {(figure.name, figure.kernel): figure for figure in figures}
     units = "/".join(sorted({figure.unit for figure in figures}))
     has_floor = any(figure.floor_ns is not None for figure in figures)
@@ -101,6 +102,11 @@ def _table(group: str, figures: Sequence[Figure]) -> str:
         row = (cells.get((name, kernel)) for kernel in kernels)
         lines.append(f"| `{name}` | " + " | ".join(map(_cell, row)) + " |")
     return "\n".join([*lines, ""])
+
+
+def _by_number(kernel: str) -> list[int]:
+    """Return what sorts 5.10 behind 5.9 and in front of 6.1."""
+    return [int(number) for number in re.findall(r"\d+", kernel)]
 
 
 def _cell(figure: Figure | None) -> str:
