@@ -13,7 +13,7 @@ from .mesh import Mesh
 from .scenarios import Scenario, scenarios
 
 CASES = 20_000
-_SCENARIOS = 520  # of 1 to 240 calls, 45 on average
+_SCENARIOS = 150  # in one pass, of 1 to 240 calls, 34 on average
 
 
 @pytest.mark.slow
@@ -32,5 +32,5 @@ def test_hook_and_model_agree(load_mesh: Callable[..., Mesh]):
     def agree(scenario: Scenario) -> None:
         arena.play(scenario)
 
-    agree()
-    assert arena.cases >= CASES
+    while arena.cases < CASES:
+        agree()
