@@ -174,7 +174,9 @@ class Supervisor:
             while os.getppid() == self._controller and time.monotonic() < deadline:
                 time.sleep(0.05)
         if os.getppid() == self._controller:
-            self._places.leave()
+            # A controller on its way out may have removed the run's directory, places and all.
+            with contextlib.suppress(FileNotFoundError):
+                self._places.leave()
         elif (self._run / _OWNED).is_file():  # nobody else is left to remove the run's directory
             shutil.rmtree(self._run, ignore_errors=True)
 
@@ -366,8 +368,9 @@ class Supervisor:
     def _write_status(self) -> None:
         path = self._directory / "status.json"
         new = path.with_suffix(".new")
-        new.write_text(json.dumps(self._status))
-        new.replace(path)
+        with contextlib.suppress(FileNotFoundError):  # the controller went, and nobody reads it
+            new.write_text(json.dumps(self._status))
+            new.replace(path)
 
 
 def main() -> None:
