@@ -14,9 +14,8 @@ from rich.status import Status
 from bpfunit import kernels
 from bpfunit.cli._common import err
 from bpfunit.errors import BpfunitError
+from bpfunit.guest.outcome import read_obituary
 from bpfunit.guest.spec import GuestSpec
-
-_LAST_WORDS = 30  # lines of the console to show of a guest that died
 
 
 class LostGuestError(BpfunitError):
@@ -44,7 +43,7 @@ def booted(name: str, memory: int = 1024) -> Iterator[tuple[kernels.Kernel, exec
             with Status(f"booting {kernel.release}", console=err()):
                 spec = GuestSpec(kernel, module, memory=memory).prepare(Path(directory))
                 gateway = group.makegateway(spec)
-                call(gateway, "load_module")
+                call(gateway, "_inside.load_module")
             yield kernel, gateway
         except (EOFError, OSError, execnet.RemoteError) as error:
             raise LostGuestError(_obituary(kernel.release, Path(directory), error)) from error
@@ -53,34 +52,39 @@ def booted(name: str, memory: int = 1024) -> Iterator[tuple[kernels.Kernel, exec
 
 
 def _obituary(release: str, directory: Path, error: Exception) -> str:
-    said = [line for path in sorted(directory.glob("*/console")) for line in _lines(path)]
-    words = "\n  ".join(said[-_LAST_WORDS:]) or "(the console is empty)"
-    return f"talk to the guest of {release}: {error or 'it is gone'}; its last words:\n  {words}"
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    """Say what the guest died of, or what failed in it while it lived."""
+    for status in directory.glob("*/status.json"):
+        obituary = read_obituary(status.parent)
+        what = str(error).strip() if isinstance(error, execnet.RemoteError) else str(obituary)
+        words = obituary.last_words.replace("\n", "\n  ") or "(the console is empty)"
+        return f"talk to the guest of {release}: {what}; its last words:\n  {words}"
+    return f"start a guest of {release}: {error or 'its supervisor ended'}"
 
 
 def start(gateway: execnet.Gateway, function: str, *arguments: Any) -> Any:
-    """Start a function of :mod:`bpfunit.cli._inside` in the guest and return the channel to it.
+    """Start a function in the guest and return the channel to it.
 
-    The function gets the channel as its first argument, then ``arguments``, which are plain data.
+    Args:
+        gateway: into the guest.
+        function: its module in :mod:`bpfunit.cli` and its name, as in ``"_inside.serve"``; it gets
+            the channel as its first argument, then ``arguments``.
+        arguments: plain data.
     """
+    module = function.partition(".")[0]
     channel = gateway.remote_exec(
-        f"from bpfunit.cli import _inside\n_inside.{function}(channel, *channel.receive())"
+        f"from bpfunit.cli import {module}\n{function}(channel, *channel.receive())"
     )
     channel.send(arguments)
     return channel
 
 
 def call(gateway: execnet.Gateway, function: str, *arguments: Any) -> Any:
-    """Call a function of :mod:`bpfunit.cli._inside` in the guest and return what it sends back."""
+    """Start a function in the guest, see :func:`start`, and return what it sends back."""
     return start(gateway, function, *arguments).receive()
 
 
 def ask_guest(kernel: str, request: dict[str, Any]) -> dict[str, Any]:
     """Boot ``kernel`` and answer one ``request`` there, see :func:`bpfunit.cli._inside.answer`."""
     with booted(kernel) as (_, gateway):
-        report: dict[str, Any] = call(gateway, "serve", request)
+        report: dict[str, Any] = call(gateway, "_inside.serve", request)
         return report

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
-import pty
 import socket
-import struct
 import subprocess
-import termios
 from typing import Any
 
 import bpfunit
@@ -31,27 +27,6 @@ def load_module(channel: Any) -> None:
         path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
         subprocess.run(["insmod", module], check=True, env={**os.environ, "PATH": path})
     channel.send(module)
-
-
-def run_in_terminal(channel: Any, argv: list[str], term: str, lines: int, columns: int) -> None:
-    """Run a command in a terminal of its own; bytes go both ways, its exit code comes last."""
-    pid, fd = pty.fork()
-    if pid == 0:
-        os.environ.update(TERM=term, PS1=r"(guest \h) \w# ")
-        try:
-            os.execvp(argv[0], argv)
-        except OSError as error:
-            print(f"bpfunit: run {argv[0]}: {(error.strerror or '').lower()}")
-        os._exit(127)
-    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-    channel.setcallback(lambda data: os.write(fd, data))
-    while True:
-        try:
-            data = os.read(fd, 1 << 14)
-        except OSError:  # EIO: the last process that held the terminal has closed it
-            break
-        channel.send(data)
-    channel.send(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0xFF)
 
 
 def serve(channel: Any, request: dict[str, Any]) -> None:

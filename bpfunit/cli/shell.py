@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import select
 import shutil
-import sys
+import signal
 import termios
 import tty
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +18,7 @@ from bpfunit.cli._common import err
 from bpfunit.cli._guest import booted, start
 
 _CHUNK = 1 << 14
+_ENDED, _RESIZED = b".", b"w"  # what a pipe tells the loop that carries keys
 
 
 def shell(
@@ -33,64 +34,91 @@ def shell(
     """Open a root prompt in a throwaway kernel with the module loaded.
 
     Your files are there as a copy-on-write snapshot: what is written is gone when the guest ends.
-    With a command after --, runs that one and ends with its exit code.
+    With a command after --, runs that one and ends with its exit code. On a terminal the command
+    gets one, else its input, output and errors are passed on as they are.
     """
-    argv = command or [os.environ.get("SHELL", "/bin/sh")]
-    interactive = command is None
-    if interactive and not sys.stdin.isatty():
-        raise typer.BadParameter("standard input is no terminal; give a command after --")
+    on_terminal = os.isatty(0) and os.isatty(1)
+    if not command and not on_terminal:
+        raise typer.BadParameter(
+            "standard input and output are no terminal; give a command after --"
+        )
     with booted(kernel, memory) as (found, gateway):
-        if interactive:
-            err().print(f"[dim]{found.release}; exit ends the guest[/dim]")
-        size = shutil.get_terminal_size()
-        term = os.environ.get("TERM", "dumb")
-        channel = start(gateway, "run_in_terminal", argv, term, size.lines, size.columns)
-        code = _talk(channel, interactive)
+        if on_terminal:
+            argv = command or [os.environ.get("SHELL", "/bin/sh")]
+            if not command:
+                err().print(f"[dim]{found.release}; exit ends the guest[/dim]")
+            term = os.environ.get("TERM", "dumb")
+            channel = start(gateway, "_inside_shell.run_in_terminal", argv, term, _size())
+        else:
+            channel = start(gateway, "_inside_shell.run_with_pipes", command)
+        code = _talk(channel, on_terminal)
     raise typer.Exit(code)
 
 
-def _talk(channel: Any, interactive: bool) -> int:
-    """Carry bytes between this terminal and the guest's until its command ends."""
-    waker, woken = os.pipe()
+def _size() -> tuple[int, int]:
+    size = shutil.get_terminal_size()
+    return size.lines, size.columns
+
+
+def _talk(channel: Any, on_terminal: bool) -> int:
+    """Carry bytes between here and the guest's command until that ends; return its exit code."""
+    told, tell = os.pipe()
     exit_code: list[int] = []
 
     def receive(item: Any) -> None:
-        if isinstance(item, bytes):
-            sys.stdout.buffer.write(item)
-            sys.stdout.buffer.flush()
+        if isinstance(item, tuple):
+            try:
+                _write(*item)
+            except BrokenPipeError:  # nobody reads on, as in `bpfunit shell -- dmesg | head`
+                exit_code.append(128 + signal.SIGPIPE)
+                os.write(tell, _ENDED)
         else:
             if isinstance(item, int):
                 exit_code.append(item)
-            os.write(woken, b".")
+            os.write(tell, _ENDED)
 
     channel.setcallback(receive, endmarker=None)
-    sources = [waker, sys.stdin.fileno()] if interactive else [waker]
-    with _raw_terminal() if interactive else _as_it_is():
-        while True:
-            ready, _, _ = select.select(sources, [], [])
-            if waker in ready:
-                break
-            channel.send(os.read(sys.stdin.fileno(), _CHUNK))
-    os.close(waker)
-    os.close(woken)
+    with _keys_go_to(tell) if on_terminal else nullcontext():
+        _send_input(channel, told, on_terminal)
     if not exit_code:
         channel.waitclose()  # raises what went wrong in the guest
         raise EOFError("the guest is gone")
     return exit_code[0]
 
 
+def _send_input(channel: Any, told: int, on_terminal: bool) -> None:
+    sources = [told]
+    # A terminal that is standard input alone belongs to whoever started this in the background.
+    if on_terminal or not os.isatty(0):
+        sources.append(0)
+    else:
+        channel.send(b"")
+    while True:
+        ready, _, _ = select.select(sources, [], [])
+        if told in ready:
+            if os.read(told, 1) == _ENDED:
+                return
+            channel.send(_size())
+        if 0 in ready:
+            data = os.read(0, _CHUNK)
+            channel.send(data)
+            if not data:
+                sources.remove(0)
+
+
+def _write(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
+
+
 @contextmanager
-def _raw_terminal() -> Iterator[None]:
-    """Hand every key to the guest, Ctrl-C included."""
-    fd = sys.stdin.fileno()
-    before = termios.tcgetattr(fd)
+def _keys_go_to(tell: int) -> Iterator[None]:
+    """Hand every key to the guest, Ctrl-C included, and tell when the terminal's size changes."""
+    before = termios.tcgetattr(0)
+    handler = signal.signal(signal.SIGWINCH, lambda *_: os.write(tell, _RESIZED))
     try:
-        tty.setraw(fd)
+        tty.setraw(0)
         yield
     finally:
-        termios.tcsetattr(fd, termios.TCSADRAIN, before)
-
-
-@contextmanager
-def _as_it_is() -> Iterator[None]:
-    yield
+        termios.tcsetattr(0, termios.TCSADRAIN, before)
+        signal.signal(signal.SIGWINCH, handler)
