@@ -45,14 +45,16 @@ def _as_dict(status: kernels.Status) -> dict[str, Any]:
     if entry is None:
         remark = "not in the catalogue any more"
     elif entry.refused:
-        remark = entry.refused
+        remark = f"cannot run: {entry.refused}"
     elif status.substitute and record:
         remark = f"{record.release} stands in, the pinned release is gone from the archive"
-    engine = "testrun" if entry is None or entry.headers else "connect"
+    elif not entry.headers:
+        remark = "no headers in the archive to build the module with"
+    engine = "testrun" if (record.headers if record else entry and entry.headers) else "connect"
     return {
         "series": entry.series if entry else record.series if record else "",
         "release": entry.release if entry else record.release if record else "",
-        "engine": "–" if entry and entry.refused else engine,
+        "engine": "none" if entry and entry.refused else engine,
         "cached": record is not None,
         "size": record.size if record else 0,
         "remark": remark,

@@ -10,16 +10,21 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from bpfunit import engines
 from bpfunit.engines import NotApplicableError
 
+if TYPE_CHECKING:
+    from bpfunit.kernels import Kernel
+
 CHOICES = ("testrun", "connect", "both")
 _CATEGORY = "not applicable"
 _MODULE = Path("/sys/module/bpfunit_testrun")
 _SAID = pytest.StashKey[set[str]]()
+_WITHOUT_HEADERS = "no headers to build the module with"
 _WITHOUT_MODULE = "no bpfunit_testrun module is loaded, so programs run by real calls"
 
 
@@ -39,12 +44,25 @@ def choose(asked: str | None) -> tuple[str, str]:
     Args:
         asked: the value of ``--bpf-engine``, None without it.
     """
+    return _choose(asked, "" if _MODULE.exists() else _WITHOUT_MODULE)
+
+
+def choose_for(kernel: Kernel, asked: str | None) -> str:
+    """Return, on the host, the engine that guests of a kernel will choose, in words.
+
+    Args:
+        kernel: what they boot.
+        asked: the value of ``--bpf-engine``, None without it.
+    """
+    name, reason = _choose(asked, "" if kernel.headers else _WITHOUT_HEADERS)
+    return f"engine {name} ({reason})" if reason else f"engine {name}"
+
+
+def _choose(asked: str | None, no_module: str) -> tuple[str, str]:
     name = asked or os.environ.get("BPFUNIT_ENGINE")
     if name:
         return name, ""
-    if _MODULE.exists():
-        return engines.DEFAULT, ""
-    return "connect", _WITHOUT_MODULE
+    return ("connect", no_module) if no_module else (engines.DEFAULT, "")
 
 
 def start(config: pytest.Config) -> None:

@@ -18,8 +18,9 @@ from execnet.gateway import RInfo
 from bpfunit.errors import BpfunitError
 from bpfunit.guest.outcome import Obituary, read_obituary
 from bpfunit.guest.spec import GuestSpec
-from bpfunit.kernels import Kernel, modules_for, resolve_many
+from bpfunit.kernels import Kernel, load_catalogue, modules_for, resolve_many
 from bpfunit.plugin.bench import HostBenchmarks
+from bpfunit.plugin.engines import choose_for
 from bpfunit.plugin.guestside import HOST_ITEMS, LABEL_VARIABLE, TEST_TIMEOUT_VARIABLE
 from bpfunit.plugin.scheduler import MatrixScheduling
 
@@ -166,12 +167,21 @@ class HostSide:
         return self._target_of(node).label
 
     def pytest_report_header(self) -> list[str]:
-        """Say which kernels the tests run on."""
-        return [
+        """Say which kernels the tests run on and by which engine, and which of them cannot run."""
+        option = self._config.option
+        lines = [
             f"bpfunit: kernel {target.kernel.release} (ids end in @{target.label}), "
-            f"{target.kernel.source}" + (f"; {target.kernel.note}" if target.kernel.note else "")
+            f"{choose_for(target.kernel, option.bpf_engine)}, {target.kernel.source}"
+            + (f"; {target.kernel.note}" if target.kernel.note else "")
             for target in self.targets
         ]
+        if "all" in " ".join(option.kernel).split():
+            lines += [
+                f"bpfunit: kernel {entry.release} left out, {entry.refused}"
+                for entry in load_catalogue().entries
+                if entry.refused
+            ]
+        return lines
 
     def pytest_xdist_newgateway(self, gateway: Any) -> None:
         """Keep xdist from asking the worker about itself, which would wait for the boot."""

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from bpfunit.guest import in_guest
+from bpfunit.plugin.engines import choose_for
 from bpfunit.report import KernelInfo, Outcome, OutcomeKind, Run, Section
 
 HOST = "host"
@@ -62,7 +63,8 @@ class OutcomeCollector:
         host = self._config.pluginmanager.get_plugin("bpfunit-host")
         for target in host.targets if host else ():
             kernel = target.kernel
-            self._kernels[target.label] = KernelInfo(kernel.release, (kernel.source,), target.label)
+            notes = (kernel.source, choose_for(kernel, self._config.option.bpf_engine))
+            self._kernels[target.label] = KernelInfo(kernel.release, notes, target.label)
             if kernel.note:
                 self._remarks[f"kernel {kernel.release}: {kernel.note}"] = None
 

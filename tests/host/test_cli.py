@@ -201,6 +201,9 @@ def test_kernels_list_has_all_of_the_catalogue() -> None:
     assert {entry.series for entry in load_catalogue().entries} <= set(found)
     assert found["6.12"]["engine"] == "testrun"
     assert found["6.17"]["engine"] == "connect"
+    assert found["6.17"]["remark"].startswith("no headers")
+    assert found["7.0"]["engine"] == "none"
+    assert found["7.0"]["remark"].startswith("cannot run: the archive has kept linux-binary")
 
 
 def test_an_unknown_kernel_lists_what_there_is() -> None:
