@@ -90,13 +90,31 @@ def test_error_that_the_program_chose_is_reported(
     assert (run.retval, run.errno) == (verdict, errno.ECONNREFUSED)
 
 
-@pytest.mark.parametrize(("version", "source"), [(4, "9.8.7.6"), (6, "fd00::77")])
+@pytest.mark.parametrize(
+    ("version", "source"), [(4, "9.8.7.6"), (6, "fd00::77"), (6, "fe80::77"), (6, "ff02::77")]
+)
 def test_datagram_has_the_crafted_source(oracle: bpfunit.Object, version: int, source: str):
     plan(oracle)
 
     run = oracle.programs[f"sendmsg{version}"].run(ADDRESS[version], source)
 
     assert run.src.host == source
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_udp_lite_datagram_comes_from_the_crafted_address(oracle: bpfunit.Object, version: int):
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_UDPLITE).close()
+    except OSError:
+        pytest.skip("this kernel has no UDP-Lite; 7.2 and 7.3 have none")
+    plan(oracle)
+
+    run = oracle.programs[f"recvmsg{version}"].run(
+        ADDRESS[version], type=socket.SOCK_DGRAM, proto=socket.IPPROTO_UDPLITE
+    )
+
+    assert run.untouched
+    assert oracle.maps.sightings[0].protocol == socket.IPPROTO_UDPLITE
 
 
 def test_socket_of_the_test_stays_as_it_was(oracle: bpfunit.Object):

@@ -23,6 +23,7 @@ _TCP_REPAIR = 19
 _IP_FREEBIND, _IP_BIND_ADDRESS_NO_PORT = 15, 24
 _IPV6_FREEBIND, _IPV6_HDRINCL = 78, 36
 _DELIVERY_SECONDS = 0.2  # loopback delivers within the send; a loaded guest may defer to ksoftirqd
+_UDP_LIKE = (socket.IPPROTO_UDP, socket.IPPROTO_UDPLITE)
 _ANY4, _ANY6 = bytes(4), bytes(16)
 _MAPPED = bytes(10) + b"\xff\xff"
 _UNSPEC = struct.pack("=H14x", socket.AF_UNSPEC)
@@ -49,17 +50,19 @@ def _checksum(data: bytes) -> int:
     return ~total & 0xFFFF or 0xFFFF
 
 
-def _udp_packet(source: bytes, sport: int, target: bytes, dport: int) -> bytes:
-    """Return an IPv4 or IPv6 packet with a UDP datagram of two bytes."""
+def _udp_packet(protocol: int, source: bytes, sport: int, target: bytes, dport: int) -> bytes:
+    """Return an IPv4 or IPv6 packet with a UDP or UDP-Lite datagram of two bytes."""
     payload, length = b"ok", 10
-    pseudo = source + target + struct.pack("!II", length, socket.IPPROTO_UDP)
-    checksum = _checksum(pseudo + struct.pack("!HHHH", sport, dport, length, 0) + payload)
-    udp = struct.pack("!HHHH", sport, dport, length, checksum) + payload
+    # UDP-Lite has the checksum's coverage where UDP has the length, 0 for all of it (RFC 3828)
+    stated = length if protocol == socket.IPPROTO_UDP else 0
+    pseudo = source + target + struct.pack("!II", length, protocol)
+    checksum = _checksum(pseudo + struct.pack("!HHHH", sport, dport, stated, 0) + payload)
+    udp = struct.pack("!HHHH", sport, dport, stated, checksum) + payload
     if len(source) == 4:
         # the kernel fills in total length, id and header checksum (raw(7), IP_HDRINCL)
-        header = struct.pack("!BBHHHBBH", 0x45, 0, 0, 0, 0, 64, socket.IPPROTO_UDP, 0)
+        header = struct.pack("!BBHHHBBH", 0x45, 0, 0, 0, 0, 64, protocol, 0)
     else:
-        header = struct.pack("!IHBB", 6 << 28, length, socket.IPPROTO_UDP, 64)
+        header = struct.pack("!IHBB", 6 << 28, length, protocol, 64)
     return header + source + target + udp
 
 
@@ -80,7 +83,8 @@ def queue_datagram(crafted: Crafted, sock: socket.socket) -> None:
     Raises:
         NotApplicableError: no such datagram can reach this socket.
     """
-    if _protocol(sock) != socket.IPPROTO_UDP:
+    protocol = _protocol(sock)
+    if protocol not in _UDP_LIKE:
         raise crafted.refuse("only a UDP socket can be sent a datagram from any source")
     if select.select([sock], [], [], 0)[0]:
         raise crafted.refuse("another datagram already waits in the socket's queue")
@@ -95,7 +99,7 @@ def queue_datagram(crafted: Crafted, sock: socket.socket) -> None:
         target = socket.inet_aton("127.0.0.1")
     if target == _ANY6:
         target = socket.inet_pton(socket.AF_INET6, "::1")
-    packet = _udp_packet(source, crafted.port, target, port)
+    packet = _udp_packet(protocol, source, crafted.port, target, port)
     family = socket.AF_INET if len(source) == 4 else socket.AF_INET6
     host = socket.inet_ntop(family, target)
     with netns.of_socket(sock), _raw_socket(family) as raw:
@@ -122,7 +126,7 @@ def route(address: bytes) -> Iterator[None]:
             netns.change_host_route(host, add=False)
 
 
-def _scope(address: bytes) -> int:
+def scope(address: bytes) -> int:
     """Return the interface that a link-local IPv6 address needs with it, 0 for others."""
     link_local = address[:1] == b"\xfe" and len(address) == 16 and address[1] & 0xC0 == 0x80
     multicast = address[:1] == b"\xff" and len(address) == 16 and address[1] & 0x0F in (1, 2)
@@ -152,7 +156,7 @@ def connected(crafted: Crafted, sock: socket.socket, ours: bool) -> Iterator[Non
         if repair:
             sock.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, 1)
         try:
-            failure = sockets.connect(sock.fileno(), crafted.sockaddr(_scope(crafted.address)))
+            failure = sockets.connect(sock.fileno(), crafted.sockaddr(scope(crafted.address)))
             if failure:
                 raise crafted.refuse(f"no socket gets this peer: {os.strerror(failure).lower()}")
             yield
@@ -185,7 +189,7 @@ def bound(crafted: Crafted, sock: socket.socket, ours: bool) -> None:
         sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
     if crafted.port == 0 and sock.type != socket.SOCK_RAW:
         sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
-    failure = sockets.bind(sock.fileno(), crafted.sockaddr(_scope(crafted.address)))
+    failure = sockets.bind(sock.fileno(), crafted.sockaddr(scope(crafted.address)))
     if failure:
         raise crafted.refuse(f"no socket gets this address: {os.strerror(failure).lower()}")
 
