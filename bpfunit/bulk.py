@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bpfunit import _native, engines
@@ -308,23 +310,31 @@ def _loop_in_python(
     from bpfunit.program import socket_for
 
     make: Callable[[BpfSockAddr], socket.socket | None] = socket_for if fresh else lambda _: None
-    for index, context in enumerate(result.ctx_in):
-        own = make(context) if sock is None else None
-        used = sock or own
-        try:
-            request = engines.Request(bytes(context), used, repeat, fresh=own is not None)
-            outcome = engine.run(program, request)
-        except SyscallError as error:
-            result.error[index] = error.errno or 0
-        else:
-            _note(result, index, outcome)
-            if used is not None:
-                _note_storages(result, index, used.fileno())
-        finally:
-            if own is not None:
-                own.close()
-        if recorder is not None and (records := recorder.take()):
-            result.calls[index] = program.session.calls_decoder(records)
+    with _ready(engine, program) as run:
+        for index, context in enumerate(result.ctx_in):
+            own = make(context) if sock is None else None
+            used = sock or own
+            try:
+                outcome = run(engines.Request(bytes(context), used, repeat, fresh=own is not None))
+            except SyscallError as error:
+                result.error[index] = error.errno or 0
+            else:
+                _note(result, index, outcome)
+                if used is not None:
+                    _note_storages(result, index, used.fileno())
+            finally:
+                if own is not None:
+                    own.close()
+            if recorder is not None and (records := recorder.take()):
+                result.calls[index] = program.session.calls_decoder(records)
+
+
+def _ready(
+    engine: engines.Engine, program: Program
+) -> AbstractContextManager[Callable[[engines.Request], engines.RawOutcome]]:
+    """Have what the engine sets up for a program stay for all runs, where it can."""
+    attached = getattr(engine, "attached", None)
+    return attached(program) if attached else nullcontext(partial(engine.run, program))
 
 
 def _note(result: BulkResult, index: int, outcome: engines.RawOutcome) -> None:
