@@ -54,10 +54,28 @@ def init(
         console.print(f"wrote {path}")
     console.print("\nNext:")
     console.print(f"  bpfunit doctor\n  pytest --kernel {kernel} tests", markup=False)
-    if any((root / name).exists() for name in ("Makefile", "GNUmakefile", "makefile")):
+    if _has_makefile(root):
         console.print("For `make vmtest`, add this line to your Makefile: include bpfunit.mk")
     else:
         console.print("or: make -f bpfunit.mk vmtest")
+
+
+def _has_makefile(root: Path) -> bool:
+    return any((root / name).exists() for name in ("Makefile", "GNUmakefile", "makefile"))
+
+
+def _source_to_build(root: Path, target: Path) -> str:
+    """Return the source for which a rule is to be written; "" where the project has its own.
+
+    Without any rule, make would take the one it was born with and compile for this machine.
+    """
+    if _has_makefile(root):
+        return ""
+    for directory in (target.parent, root):
+        source = directory / target.with_suffix(".c").name
+        if source.exists():
+            return str(source.relative_to(root))
+    return ""
 
 
 def _choose_object(root: Path, given: Path | None) -> Path:
@@ -102,6 +120,7 @@ def render(root: Path, target: Path, kernel: str) -> dict[Path, str]:
     name = re.sub(r"\W+", "_", target.name.removesuffix(".o").removesuffix(".bpf")).strip("_")
     values = {
         "object": str(target.relative_to(root)),
+        "source": _source_to_build(root, target),
         "object_name": target.name,
         "kernel": kernel,
         "tests": "tests",

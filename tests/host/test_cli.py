@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 from bpfunit.cli import app
 from bpfunit.cli import kernels as kernels_command
 from bpfunit.cli._common import human_size
+from bpfunit.cli._objects import is_bpf_object
 from bpfunit.cli._values import (
     ValueSyntaxError,
     parse_map_entry,
@@ -157,18 +158,42 @@ def test_what_init_writes_passes_the_linter(project: Path) -> None:
     subprocess.run([*ruff, *style, "tests"], cwd=project, check=True)
 
 
-def test_the_make_target_of_init_runs_pytest_on_every_kernel(project: Path) -> None:
-    invoke("init", "--directory", str(project), "--kernel", "5.10")
+def make(project: Path, *arguments: str) -> str:
     outer = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}  # these tests may run under make themselves
-    shown = subprocess.run(
-        ["make", "-n", "-f", "bpfunit.mk", "vmtest", "KERNELS=5.10 7.3"],
+    return subprocess.run(
+        ["make", "-f", "bpfunit.mk", *arguments],
         cwd=project,
         env={name: value for name, value in os.environ.items() if name not in outer},
         check=True,
         capture_output=True,
         text=True,
     ).stdout
+
+
+def test_the_make_target_of_init_runs_pytest_on_every_kernel(project: Path) -> None:
+    invoke("init", "--directory", str(project), "--kernel", "5.10")
+    shown = make(project, "-n", "vmtest", "KERNELS=5.10 7.3")
     assert shown.split() == ["pytest", "--kernel", "5.10", "--kernel", "7.3", "tests"]
+
+
+def test_a_project_without_makefile_gets_a_rule_that_builds_for_bpf(project: Path) -> None:
+    invoke("init", "--directory", str(project))
+    assert "make -f bpfunit.mk build/prog.bpf.o" in (
+        project / ".github/workflows/bpfunit.yml"
+    ).read_text(encoding="utf-8")
+    target = project / "build/prog.bpf.o"
+    target.unlink()
+    make(project, target.relative_to(project).as_posix())
+    assert is_bpf_object(target)
+
+
+def test_a_project_with_a_makefile_keeps_its_own_rules(project: Path) -> None:
+    (project / "Makefile").write_text("include bpfunit.mk\n")
+    invoke("init", "--directory", str(project))
+    assert "clang" not in (project / "bpfunit.mk").read_text(encoding="utf-8")
+    assert "run: make build/prog.bpf.o" in (project / ".github/workflows/bpfunit.yml").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_init_overwrites_nothing_and_then_writes_nothing(project: Path) -> None:
