@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import shlex
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,6 +54,7 @@ class OutcomeCollector:
         self.started = time.time()
         self._kernels: dict[str, KernelInfo] = {}  # by label, in the order of the report
         self._collected: dict[tuple[str, str], None] = {}
+        self._total = 0  # tests of all kernels, as far as is known
         self._called: set[tuple[str, str]] = set()
         self._outcomes: dict[tuple[str, str], Outcome] = {}
         self._remarks: dict[str, None] = {}
@@ -86,6 +88,7 @@ class OutcomeCollector:
             if "]" not in label and "::" not in label:
                 self._kernels.setdefault(label, KernelInfo(label, (), label))
         self._collected.update(dict.fromkeys(map(self._split, ids)))
+        self._total = self._expected_tests()
 
     def _split(self, nodeid: str) -> tuple[str, str]:
         """Return a test's id without its kernel, and the kernel's release."""
@@ -99,8 +102,11 @@ class OutcomeCollector:
             reason = report.longreprtext.strip().rpartition("\n")[2]
             self._remarks[f"{report.nodeid} could not be collected: {reason}"] = None
 
+    @pytest.hookimpl(tryfirst=True)  # before the terminal works out its percentage
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take one phase of one test."""
+        if self._kernels:
+            self._session.testscollected = self._total
         key = self._split(report.nodeid)
         outcome = self._outcomes.setdefault(key, Outcome(*key, OutcomeKind.PASSED))
         outcome.seconds += getattr(report, "duration", 0.0)
@@ -122,6 +128,12 @@ class OutcomeCollector:
             for title, text in report.sections  # each phase repeats those of the phases before
             if text.strip() and (title, text) not in known
         ]
+
+    def _expected_tests(self) -> int:
+        """Return how many tests all kernels have together; xdist counts those of one."""
+        found = Counter(kernel for _, kernel in self._collected)
+        to_come = sum(kernel.name not in found for kernel in self._kernels.values())
+        return found.total() + to_come * max(found.values(), default=0)
 
     def run(self) -> Run:
         """Return the run as it is now."""

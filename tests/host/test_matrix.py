@@ -83,6 +83,12 @@ def test_table_closes_the_run(mixed: Finished):
     assert re.search(r"\n7.3 +4 +2 +1 +0 +0 +1 ", table)
 
 
+def test_progress_ends_at_a_hundred_percent(mixed: Finished):
+    percentages = [int(found) for found in re.findall(r"\[ *(\d+)%\]\n", mixed.text)]
+    assert percentages[-1:] == [100]
+    assert percentages == sorted(percentages)
+
+
 def test_a_test_that_differs_is_called_out_with_the_kernels_on_each_side(mixed: Finished):
     assert mixed.json["differing"] == ["test_suite.py::test_differs"]
     called = "differs by kernel: test_suite.py::test_differs\n  passed on 7.3\n  failed on 5.10\n"
