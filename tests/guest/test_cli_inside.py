@@ -16,6 +16,12 @@ from ..objects import compiled
 
 pytestmark = pytest.mark.guest
 
+OTHER = """
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+char LICENSE[] SEC("license") = "GPL";
+SEC("cgroup/sysctl") int reads(struct bpf_sysctl *ctx) { return 1; }
+"""
 ROUTE_TYPES = {"routes": ["route_key", "route_value"]}
 
 
@@ -98,6 +104,18 @@ def test_an_address_for_a_packet_program_says_what_it_takes() -> None:
     error = ask(compiled("native"), "drop_discard", dst="10.96.0.1:80")["error"]
     assert "xdp" in error.lower()
     assert "give it a packet" in error
+
+
+def test_a_program_that_no_test_run_exists_for_says_so(tmp_path: Path) -> None:
+    source = tmp_path / "other.bpf.c"
+    source.write_text(OTHER)
+    target = tmp_path / "other.o"
+    include = ["-idirafter", "/usr/include/x86_64-linux-gnu"]
+    command = ["clang", "-target", "bpf", "-O2", "-g", *include, "-c", source, "-o", target]
+    subprocess.run(command, check=True, timeout=300)
+    assert "this kernel has no test run for the program's type" in ask(target, "reads")["error"]
+    error = ask(target, "reads", dst="10.96.0.1:80")["error"]
+    assert "an address is crafted for cgroup_sock_addr programs, this is cgroup_sysctl" in error
 
 
 def test_an_object_without_btf_says_how_to_compile_it(tmp_path: Path) -> None:

@@ -37,6 +37,23 @@ def run(
     )
 
 
+def run_pytest(
+    directory: Path, kernel: str, *, wrapper: list[str] | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a test that needs a guest, with a changed environment, within ``wrapper``."""
+    (directory / "test_it.py").write_text("def test_it(): pass")
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--kernel", kernel]
+    return subprocess.run(
+        [*(wrapper or []), *command, "test_it.py"],
+        cwd=directory,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
 def tools_without(directory: Path, *absent: str) -> str:
     """Return a ``PATH`` on which everything is but some tools."""
     directory.mkdir()
@@ -68,9 +85,13 @@ def test_without_qemu_the_doctor_stops_and_names_the_package(tmp_path: Path) -> 
 
 def test_without_qemu_a_run_says_what_to_install(tmp_path: Path) -> None:
     path = tools_without(tmp_path / "bin", "qemu-system-x86_64")
+    remedy = "no qemu-system-x86_64 in PATH; install qemu-system-x86"
     done = run(["shell", "--", "true"], PATH=path)
     assert done.returncode == 3
-    assert "no qemu-system-x86_64 in PATH; install qemu-system-x86" in done.stderr
+    assert remedy in done.stderr
+    done = run_pytest(tmp_path, "6.12", PATH=path)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert remedy in done.stderr
 
 
 @pytest.mark.skipif(probe_kvm().usable, reason="with KVM any version of QEMU does")
@@ -89,6 +110,9 @@ def test_an_old_qemu_is_refused_for_the_kernels_that_it_breaks(tmp_path: Path) -
     assert "corrupts kernels from 6.12 on" in plan["6.12"]["why"]
     done = run(["shell", "--", "true"], PATH=path)
     assert done.returncode == 3
+    assert "install QEMU 10 or newer" in done.stderr
+    done = run_pytest(tmp_path, "6.12", PATH=path)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
     assert "install QEMU 10 or newer" in done.stderr
 
 
@@ -128,8 +152,13 @@ def test_remedies_speak_the_language_of_the_distribution(
 def test_without_a_network_fetching_says_what_could_not_be_reached(tmp_path: Path) -> None:
     done = run(["kernels", "fetch", "6.12"], wrapper=["unshare", "-n"], BPFUNIT_CACHE=str(tmp_path))
     assert done.returncode == 3
-    assert "network" in done.stderr
+    assert "check the network" in done.stderr
     assert "Traceback" not in done.stderr
+    done = run_pytest(
+        tmp_path, "6.12", wrapper=["unshare", "-n"], BPFUNIT_CACHE=str(tmp_path / "cache")
+    )
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "check the network" in done.stderr
 
 
 @needs_root
@@ -142,6 +171,15 @@ def test_a_full_disk_says_where_and_how_to_go_elsewhere(tmp_path: Path, size: st
     assert "No space left" in done.stderr or "are free" in done.stderr
     assert "free some space or set $BPFUNIT_CACHE" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@needs_root
+def test_a_full_temporary_directory_is_named(tmp_path: Path) -> None:
+    mount = 'mount -t tmpfs -o size=1m small "$TMPDIR" && exec "$@"'
+    wrapper = ["unshare", "-m", "sh", "-c", mount, "sh"]
+    done = run(["shell", "--", "true"], wrapper=wrapper, TMPDIR=str(tmp_path))
+    assert done.returncode == 3
+    assert f"no space left in {tmp_path}; free some or set $TMPDIR" in done.stderr
 
 
 @needs_root
@@ -170,11 +208,42 @@ def test_another_user_is_told_that_the_cache_is_not_his(tmp_path: Path) -> None:
     assert "point BPFUNIT_CACHE to a directory that you may write" in done.stdout
 
 
+def test_a_test_that_needs_a_kernel_and_has_none_says_what_to_type(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\npytestmark = pytest.mark.guest\ndef test_it(): pass"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "test_it.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED
+    assert "give --kernel 6.12" in done.stdout
+
+
 def test_an_unknown_kernel_lists_the_known_ones() -> None:
     done = run(["kernels", "fetch", "4.4"])
     assert done.returncode == 3
     assert done.stderr.startswith("bpfunit: resolve kernel: no '4.4'; there is: ")
     assert "6.12" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kernel", "said"),
+    [
+        ("4.4", "resolve kernel: no '4.4'; there is: 5.10 ("),
+        ("7.0", "resolve kernel 7.0: the archive has kept linux-binary"),
+        ("./no/vmlinuz", "no/vmlinuz"),
+    ],
+)
+def test_pytest_says_why_there_is_no_such_kernel(tmp_path: Path, kernel: str, said: str) -> None:
+    done = run_pytest(tmp_path, kernel)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_package_without_its_data_is_told_to_be_reinstalled(tmp_path: Path) -> None:
