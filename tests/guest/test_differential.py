@@ -56,7 +56,7 @@ def test_engines_agree_on_random_cases(
             answers = bench.ask(case)
             if answers is None:
                 continue
-            if difference := tally.judge(answers):
+            if difference := tally.judge(case, answers):
                 least = simplest(bench, case)
                 pytest.fail(f"seed {seed}: {difference}\nthe simplest such case: {least}")
             if tally.compared == count:
