@@ -130,8 +130,6 @@ static pid_t start_victims(void)
 	}
 }
 
-/* Takes memory until hardly any is left, holds it for a moment, lets go. The OOM killer's first
- * choice. */
 static void end_group(pid_t keeper)
 {
 	if (keeper <= 0)
