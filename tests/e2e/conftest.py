@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from bpfunit._paths import cache_dir
+
+# pytester gives each run a home of its own; kernels and snapshots are the machine's all the same.
+os.environ["BPFUNIT_CACHE"] = str(cache_dir())
 
 ROOT = Path(__file__).parents[2]
 
