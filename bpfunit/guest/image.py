@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _HERE = Path(__file__).resolve().parent
-_FORMAT = 2  # of the cached files; count up when they change in a way the key does not show
+_FORMAT = 3  # of the cached files; count up when they change in a way the key does not show
 
 # What the guest needs before it sees the host's files. Built-in ones are passed over.
 _MODULES = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay")
@@ -146,8 +146,8 @@ def _busybox() -> str:
 def _initramfs(release: str, modules_root: Path | None) -> bytes:
     with tempfile.TemporaryFile() as file:
         cpio = CpioWriter(file)
-        for folder in (b"bin", b"dev", b"proc", b"host", b"changes", b"root", b"modules"):
-            cpio.mkdir(folder, 0o755)
+        for name in ("bin", "dev", "proc", "run", "host", "changes", "root", "modules"):
+            cpio.mkdir(name.encode(), 0o755)
         cpio.mkchardev(b"dev/console", (5, 1), mode=0o600)
         cpio.mkchardev(b"dev/null", (1, 3), mode=0o666)
         names: list[str] = []

@@ -4,13 +4,18 @@
 #
 # Kernel command line: bpfunit.dir=DIR, a directory of the host with
 #   env       shell assignments: environment, and BPFUNIT_CWD, BPFUNIT_COMMAND, BPFUNIT_MODULES
+# or: bpfunit.snapshot, a guest to take a snapshot of. Then a Python from the initramfs gets warm
+# first (/warm.sh, zygote.py), and DIR comes over port 2 once the snapshot was restored.
 # Ports: 1 is the command's standard input and output, 2 is for reports, a line each:
+#   ready         the snapshot can be taken; answered by "DIR TIME SEED" in a restored guest
 #   up            the command starts
 #   beat          the guest is alive, every two seconds
 #   exit N        the command ended with status N
 #   anything else comes from whoever writes to /run/bpfunit/report
+# Descriptors: 3 port 2, 4 the pipe behind /run/bpfunit/report, 5 the pipe to the warm Python.
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t devtmpfs dev /dev
+/bin/busybox mount -t tmpfs -o mode=755 run /run
 exec </dev/null >/dev/console 2>&1
 
 fail() {
@@ -24,24 +29,55 @@ while read -r module; do
   /bin/busybox insmod "/modules/$module" || echo "bpfunit-init: insmod $module failed"
 done </modules/order
 
-read -r cmdline </proc/cmdline
-for word in $cmdline; do
-  case $word in bpfunit.dir=*) dir=${word#*=} ;; esac
-done
-
-lower=ro,trans=virtio,version=9p2000.L,msize=512000,cache=loose,access=any
-/bin/busybox mount -t 9p -o $lower host /host || fail "cannot mount the host's files over 9p"
+/bin/busybox mkdir /run/bpfunit /run/lock
+/bin/busybox cp /bin/busybox /stage2.sh /run/bpfunit
+/bin/busybox mkfifo /run/bpfunit/report
 /bin/busybox mount -t tmpfs -o mode=755 changes /changes
 /bin/busybox mkdir /changes/upper /changes/work
 [ ! -d /bytecode ] || /bin/busybox cp -r /bytecode/. /changes/upper
+ulimit -l unlimited
+ulimit -n 1048576 2>/dev/null
+# The kernel adds ports one by one, after the device; the number in front is the device's.
+until [ -c /dev/vport*p1 ] && [ -c /dev/vport*p2 ]; do /bin/busybox usleep 20000; done
+exec 3<>$(echo /dev/vport*p2) 4<>/run/bpfunit/report
+
+warm=
+read -r cmdline </proc/cmdline
+for word in $cmdline; do
+  case $word in
+    bpfunit.dir=*) dir=${word#*=} ;;
+    bpfunit.snapshot) warm=1 ;;
+  esac
+done
+if [ -n "$warm" ]; then
+  /bin/busybox mount -t proc proc /warm/proc
+  /bin/busybox mount -t devtmpfs dev /warm/dev
+  /bin/busybox mkfifo /run/bpfunit/go
+  exec 5<>/run/bpfunit/go
+  (
+    /bin/busybox sh /warm.sh 3>&-
+    echo "exit $?" >&4
+  ) &
+  read -r line <&4
+  [ "$line" = warm ] || fail "the warm Python: $line"
+  /bin/busybox umount -l /warm/proc
+  /bin/busybox umount -l /warm/dev
+  /bin/busybox rm -rf /warm /bytecode
+  echo ready >&3
+  read -r dir rest <&3
+  echo "$dir $rest" >&5
+fi
+
+lower=ro,trans=virtio,version=9p2000.L,msize=512000,cache=loose,access=any
+/bin/busybox mount -t 9p -o $lower host /host || fail "cannot mount the host's files over 9p"
 /bin/busybox mount -t overlay -o lowerdir=/host,upperdir=/changes/upper,workdir=/changes/work,index=off,metacopy=off root /root ||
   fail "cannot lay an overlay over the host's files"
 cd /root
 [ -r ".$dir/env" ] || fail "cannot read $dir/env on the host"
-/bin/busybox mount -t tmpfs -o mode=755 run run
-/bin/busybox mkdir run/bpfunit run/lock
-/bin/busybox cp /bin/busybox /stage2.sh ".$dir/env" run/bpfunit
+/bin/busybox cp ".$dir/env" /run/bpfunit
+/bin/busybox mount --move /run run
 /bin/busybox mount --move /dev dev
 /bin/busybox mount --move /proc proc
 /bin/busybox mount --move . /
+export BPFUNIT_WARM=$warm
 exec /bin/busybox chroot . /run/bpfunit/busybox sh /run/bpfunit/stage2.sh

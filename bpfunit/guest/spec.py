@@ -8,8 +8,9 @@ import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from bpfunit.guest import snapshot
 from bpfunit.guest.accel import choose, qemu
 from bpfunit.guest.bytecode import archive
 from bpfunit.guest.image import boot_files
@@ -42,6 +43,11 @@ PASSED = (
 # PYTEST_* that speak of the host's own process.
 _WITHHELD = {"PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"}
 
+
+_KERNEL_WORDS = (
+    "console=ttyS0 loglevel=5 panic=-1 oops=panic unknown_nmi_panic=1 random.trust_cpu=on "
+    "no_timer_check tsc=reliable 8250.nr_uarts=1 raid=noautodetect audit=0"
+)
 
 # In a run's directory: it was empty when the run began, and is the supervisor's to remove when
 # nobody else is left to do it. The supervisor, a script on its own, has the name a second time.
@@ -102,9 +108,18 @@ class GuestSpec:
             (run / OWNED).touch()
         directory.mkdir(exist_ok=True)
         accel = choose(self.accel, self.kernel.release)
-        (directory / "env").write_text(self._environment(accel))
+        variables = self._variables(accel)
+        (directory / "env").write_text(self._environment(variables))
+        image, cached = boot_files(self.kernel.image, self.kernel.release, self.kernel.modules_root)
+        initramfs = directory / "initramfs"  # the kernel unpacks archives one after the other
+        initramfs.write_bytes(cached.read_bytes() + archive(self.packages))
+        argv = self._command_line(accel, directory, image)
+        worker: dict[str, Any] = {"environment": variables, "path": []}
+        worker["cwd"] = str(self.cwd or Path.cwd())
         description = {
-            "argv": self._command_line(accel, directory),
+            "argv": argv,
+            **self._start(accel, argv, cached, worker),
+            "worker": worker,
             "boot_timeout": self.boot_timeout,
             "silence_timeout": self.silence_timeout,
             "run": str(run),
@@ -115,7 +130,35 @@ class GuestSpec:
         command = shlex.join([sys.executable, "-I", "-S", str(_SUPERVISOR), str(path)])
         return f"popen//python={command}"
 
-    def _environment(self, accel: str) -> str:
+    def _start(
+        self, accel: str, argv: list[str], boots: Path, worker: dict[str, Any]
+    ) -> dict[str, object]:
+        """Return the snapshot to start from, if any, and in words how the guest starts.
+
+        With KVM a boot takes a second; under icount every instruction counts. A guest with words
+        for its kernel or arguments for QEMU is booted as they say.
+        """
+        if accel != "tcg" or self.append or self.qemu_args or not snapshot.wanted():
+            return {"start": "", "snapshot": None}
+        kind = {
+            "release": self.kernel.release,
+            "image": str(self.kernel.image),
+            "boots": boots.parent.name,
+            "memory": self.memory,
+            "cpus": self.cpus,
+            "packages": [str(package) for package in self.packages],
+        }
+        initramfs = Path(argv[argv.index("-initrd") + 1])
+        found = snapshot.find(kind, worker["environment"], initramfs)
+        if found.failed:
+            why = f"boots since its snapshot failed: {found.failed}; "
+            return {"start": f"{why}remove {found.slot} to try again", "snapshot": None}
+        worker["path"] = found.path
+        lines = snapshot.command_lines(argv, found.slot, self.memory, _KERNEL_WORDS)
+        start = "" if found.ready else "makes a snapshot first, once, which takes as long as a boot"
+        return {"start": start, "snapshot": {"slot": str(found.slot), **lines}}
+
+    def _variables(self, accel: str) -> dict[str, str]:
         variables = {
             name: value
             for name, value in os.environ.items()
@@ -125,6 +168,9 @@ class GuestSpec:
         variables["PYTHONDONTWRITEBYTECODE"] = "1"  # it would be gone with the guest
         if self.module is not None:
             variables["BPFUNIT_MODULE"] = str(self.module)
+        return variables
+
+    def _environment(self, variables: dict[str, str]) -> str:
         lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(variables.items())]
         bootstrap = "import sys;exec(eval(sys.stdin.readline()))"  # what execnet expects to run
         own = {
@@ -138,23 +184,14 @@ class GuestSpec:
         lines += [f"{name}={shlex.quote(value)}" for name, value in own.items()]
         return "\n".join(lines) + "\n"
 
-    def _command_line(self, accel: str, directory: Path) -> list[str]:
+    def _command_line(self, accel: str, directory: Path, image: Path) -> list[str]:
         """Return QEMU's arguments; ``@NAME@`` stand for what the supervisor fills in."""
-        kernel, cached = boot_files(
-            self.kernel.image, self.kernel.release, self.kernel.modules_root
-        )
-        initramfs = directory / "initramfs"  # the kernel unpacks archives one after the other
-        initramfs.write_bytes(cached.read_bytes() + archive(self.packages))
         accelerate = {
             "kvm": ["-accel", "kvm", "-cpu", "host"],
             "tcg": ["-accel", "tcg", "-cpu", "max,la57=off"],
             "icount": ["-accel", "tcg", "-icount", "shift=0,sleep=off", "-cpu", "max,la57=off"],
         }[accel]
-        append = (
-            f"bpfunit.dir={directory} console=ttyS0 loglevel=5 panic=-1 oops=panic "
-            "unknown_nmi_panic=1 random.trust_cpu=on no_timer_check tsc=reliable 8250.nr_uarts=1 "
-            f"raid=noautodetect audit=0 {self.append}"
-        )
+        append = f"bpfunit.dir={directory} {_KERNEL_WORDS} {self.append}"
         # fmt: off
         return [
             qemu()[0], "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
@@ -162,8 +199,8 @@ class GuestSpec:
             *accelerate,
             "-smp", str(1 if accel == "icount" else self.cpus),
             "-m", f"{self.memory}M",
-            "-kernel", str(kernel), "-initrd", str(initramfs), "-append", append.strip(),
-            "-chardev", "file,id=console,path=@CONSOLE@", "-serial", "chardev:console",
+            "-kernel", str(image), "-initrd", f"{directory}/initramfs", "-append", append.strip(),
+            "-chardev", "file,id=console,path=@CONSOLE@,append=on", "-serial", "chardev:console",
             "-fsdev", "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap",
             "-device", "virtio-9p-pci,fsdev=host,mount_tag=host",
             "-device", "virtio-serial-pci",
@@ -176,6 +213,16 @@ class GuestSpec:
             *self.qemu_args,
         ]
         # fmt: on
+
+
+def unusual_start(directory: Path) -> str:
+    """Return what a user may want to know of how a prepared guest starts, "" for nothing.
+
+    Args:
+        directory: as given to :meth:`GuestSpec.prepare`.
+    """
+    start: str = json.loads((directory / "guest.json").read_text())["start"]
+    return start
 
 
 def _is_passed(name: str) -> bool:

@@ -24,6 +24,7 @@ import fcntl
 import json
 import os
 import selectors
+import shlex
 import shutil
 import signal
 import socket
@@ -35,11 +36,16 @@ from pathlib import Path
 TYPE_CHECKING = False  # importing typing costs more than all of the above
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import IO, Any
 
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 _CHUNK = 1 << 18
 _TEST_GRACE = 20.0  # the guest ends a test that takes too long by itself; a stuck kernel cannot
 _GRACE = 3.0  # seconds for a hung kernel to print where it hangs, and for QEMU to end
+
+
+class SnapshotError(Exception):
+    """A snapshot cannot be made or used; the guest boots without one."""
 
 
 def die_with_parent(sig: int, parent: int) -> None:
@@ -122,6 +128,7 @@ class Supervisor:
         self._test = ""
         self._test_deadline = float("inf")
         self._qemu: subprocess.Popen[bytes] | None = None
+        self._asked = 0  # requests to QEMU's monitor
         places = description["places"]
         self._places = Places(self._run / "places", int(places["count"]))  # type: ignore[index]
         self._group = str(places["group"])  # type: ignore[index]
@@ -144,6 +151,7 @@ class Supervisor:
             self._wait_for_place()
             if not self._status["ended"]:
                 self._start()
+            if not self._status["ended"]:
                 self._carry()
         finally:
             self._clean_up()
@@ -156,17 +164,10 @@ class Supervisor:
     def _wait_for_place(self) -> None:
         self._flush_to_host()
         while not self._status["ended"] and not self._places.take(self._group):
-            for key, _ in self._selector.select(timeout=0.2):
-                if key.fileobj is self._stopped:
-                    self._stop()
-                else:
-                    self._read_host()
+            self._serve_controller(0.2)
 
     def _clean_up(self) -> None:
-        if self._qemu is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._qemu.pid, signal.SIGKILL)
-            self._qemu.wait()
+        self._end_qemu()
         if self._status["ended"] == "closed":
             # A dying controller closes its pipes before it counts as dead, and a signal to the
             # whole group reaches it after us.
@@ -181,13 +182,141 @@ class Supervisor:
             shutil.rmtree(self._run, ignore_errors=True)
 
     def _start(self) -> None:
+        snapshot: dict[str, Any] | None = self._description.get("snapshot")  # type: ignore[assignment]
+        if snapshot is not None:
+            slot = Path(snapshot["slot"])
+            why_not = self._start_from(slot, snapshot["make"], snapshot["restore"])
+            if self._status["ended"] or not why_not:
+                return
+            # Later runs read it, say so, and boot; so does this one.
+            self._end_qemu()
+            (slot / "failed").write_text(why_not)
+        self._launch(self._description["argv"], self._directory / "console")  # type: ignore[arg-type]
+        self._listen()
+
+    def _start_from(self, slot: Path, make: list[str], restore: list[str]) -> str:
+        """Start from a snapshot, which is made if there is none; return why it cannot be done."""
+        with (slot / "lock").open("w") as lock:
+            try:
+                while not (self._locked(lock, fcntl.LOCK_SH) and (slot / "state").exists()):
+                    if self._locked(lock, fcntl.LOCK_EX) and not (slot / "state").exists():
+                        self._make(slot, make)
+                    if self._status["ended"]:
+                        return ""
+                shutil.copyfile(slot / "console", self._directory / "console")
+                self._launch(restore, self._directory / "console")
+                self._restore(slot)
+            except SnapshotError as error:
+                return str(error)
+        # Lines that are not answered at once wait in QEMU for the guest to read them.
+        seed = os.urandom(32).hex()
+        self._report.sendall(f"{self._directory.parent} {time.time():.6f} {seed}\n".encode())
+        self._listen()
+        return ""
+
+    def _locked(self, lock: IO[str], how: int) -> bool:
+        """Wait for a lock; return False when told to end meanwhile."""
+        while not self._status["ended"]:
+            try:
+                fcntl.flock(lock, how | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._serve_controller(0.1)
+            else:
+                return True
+        return False
+
+    def _make(self, slot: Path, argv: list[str]) -> None:
+        """Boot a guest until its Python is warm, and save it.
+
+        Raises:
+            SnapshotError: it does not get so far.
+        """
+        for name in ("ram.new", "state.new", "console.new"):
+            (slot / name).unlink(missing_ok=True)
+        self._launch(argv, slot / "console.new")
+        self._wait_until_warm(slot / "console.new")
+        if self._status["ended"]:
+            self._end_qemu()
+            return
+        self._ask("stop")
+        self._ignore_shared_memory()
+        self._ask("migrate", uri=f"exec:cat >{shlex.quote(str(slot / 'state.new'))}")
+        while (found := self._ask("query-migrate"))["status"] != "completed":
+            if found["status"] in ("failed", "cancelled"):
+                raise SnapshotError(f"QEMU does not save the guest: {found.get('error-desc', '')}")
+            time.sleep(0.02)
+        self._end_qemu()
+        for name in ("ram", "console", "state"):  # the last one makes it valid
+            (slot / f"{name}.new").replace(slot / name)
+
+    def _wait_until_warm(self, console: Path) -> None:
+        assert self._qemu is not None
+        said = b""
+        self._report.setblocking(False)
+        deadline = time.monotonic() + float(self._description["boot_timeout"])  # type: ignore[arg-type]
+        while not self._status["ended"] and b"ready\n" not in said:
+            with contextlib.suppress(BlockingIOError):
+                said += self._report.recv(_CHUNK)
+            if self._qemu.poll() is not None or time.monotonic() > deadline:
+                last = console.read_bytes().decode(errors="replace").splitlines()[-5:]
+                raise SnapshotError("the guest for it did not get ready: " + " | ".join(last))
+            self._serve_controller(0.02)
+        self._report.setblocking(True)
+
+    def _restore(self, slot: Path) -> None:
+        self._ignore_shared_memory()
+        self._ask("migrate-incoming", uri=f"exec:cat {shlex.quote(str(slot / 'state'))}")
+        deadline = time.monotonic() + float(self._description["boot_timeout"])  # type: ignore[arg-type]
+        while self._ask("query-status")["status"] == "inmigrate":
+            if time.monotonic() > deadline:
+                raise SnapshotError("QEMU does not come to the end of loading it")
+            time.sleep(0.01)
+        self._ask("cont")
+
+    def _ignore_shared_memory(self) -> None:
+        capability = {"capability": "x-ignore-shared", "state": True}
+        self._ask("migrate-set-capabilities", capabilities=[capability])
+
+    def _ask(self, command: str, **arguments: object) -> dict[str, Any]:
+        """Have QEMU's monitor do something and return its answer.
+
+        Raises:
+            SnapshotError: it refuses, or QEMU ended.
+        """
+        self._asked += 1
+        request = {"execute": command, "arguments": arguments, "id": self._asked}
+        with contextlib.suppress(BrokenPipeError):  # QEMU ended, as the empty answer tells
+            self._monitor.sendall(json.dumps(request).encode())
+        while True:
+            line = self._monitor_lines.readline()
+            answer = json.loads(line) if line else {"error": {"desc": self._qemu_said()}}
+            if not line or answer.get("id") == self._asked:  # else an event, or the greeting
+                break
+        if "error" in answer:
+            raise SnapshotError(f"QEMU, asked to {command}: {answer['error']['desc']}")
+        return answer["return"]
+
+    def _qemu_said(self) -> str:
+        said = (self._directory / "qemu").read_text(errors="replace").strip().splitlines()
+        return said[-1] if said else "it ended"
+
+    def _serve_controller(self, seconds: float) -> None:
+        """Wait a little, and hear the controller meanwhile."""
+        self._flush_to_host()
+        for key, _ in self._selector.select(timeout=seconds):
+            if key.fileobj is self._stopped:
+                self._stop()
+            elif key.fileobj == 0:
+                self._read_host()
+
+    def _launch(self, command: list[str], console: Path) -> None:
         ours, theirs = {}, {}
         for name in ("IO", "REPORT", "MONITOR"):
             ours[name], theirs[name] = socket.socketpair()
         values = {f"@{name}@": str(end.fileno()) for name, end in theirs.items()}
-        values["@CONSOLE@"] = str(self._directory / "console")
+        values["@CONSOLE@"] = str(console)
         argv = []
-        for word in self._description["argv"]:  # type: ignore[attr-defined]
+        for word in command:
             for placeholder, value in values.items():
                 word = word.replace(placeholder, value)
             argv.append(word)
@@ -205,11 +334,20 @@ class Supervisor:
         for end in theirs.values():
             end.close()
         self._io, self._report, self._monitor = ours["IO"], ours["REPORT"], ours["MONITOR"]
+        self._monitor_lines = self._monitor.makefile("r")
         self._monitor.sendall(b'{"execute":"qmp_capabilities"}\n')
+
+    def _listen(self) -> None:
         self._io.setblocking(False)
         self._started = self._last_sign = time.monotonic()
         for fd in (self._io, self._report, self._monitor):
             self._selector.register(fd, selectors.EVENT_READ)
+
+    def _end_qemu(self) -> None:
+        if self._qemu is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._qemu.pid, signal.SIGKILL)
+            self._qemu.wait()
 
     def _carry(self) -> None:
         assert self._qemu is not None

@@ -17,7 +17,7 @@ from execnet.gateway import RInfo
 
 from bpfunit.errors import BpfunitError
 from bpfunit.guest.outcome import Obituary, read_obituary
-from bpfunit.guest.spec import GuestSpec
+from bpfunit.guest.spec import GuestSpec, unusual_start
 from bpfunit.kernels import Kernel, load_catalogue, modules_for, resolve_many
 from bpfunit.plugin.bench import HostBenchmarks
 from bpfunit.plugin.engines import choose_for
@@ -40,11 +40,13 @@ class Target:
         label: its name in test ids: the series, or the release where a series comes twice.
         kernel: the kernel.
         xspec: the execnet spec that starts a guest of it.
+        start: what its user may want to know of how guests start; "" for nothing out of the way.
     """
 
     label: str
     kernel: Kernel
     xspec: str
+    start: str
 
 
 def register(config: pytest.Config) -> None:
@@ -109,7 +111,9 @@ def make_targets(config: pytest.Config, run: Path, guests: int) -> list[Target]:
             places=places(option.guest_cpus * guests, option.guest_memory * guests),
             run=run,
         )
-        targets.append(Target(label, kernel, spec.prepare(run / str(number))))
+        directory = run / str(number)
+        xspec = spec.prepare(directory)
+        targets.append(Target(label, kernel, xspec, unusual_start(directory)))
     return targets
 
 
@@ -172,7 +176,7 @@ class HostSide:
         lines = [
             f"bpfunit: kernel {target.kernel.release} (ids end in @{target.label}), "
             f"{choose_for(target.kernel, option.bpf_engine)}, {target.kernel.source}"
-            + (f"; {target.kernel.note}" if target.kernel.note else "")
+            + "".join(f"; {note}" for note in (target.kernel.note, target.start) if note)
             for target in self.targets
         ]
         if "all" in " ".join(option.kernel).split():

@@ -1,0 +1,283 @@
+"""Guests that start from a snapshot: booted once, with a warm Python, and restored ever after.
+
+Under software emulation a guest takes seconds to boot and more of them to import pytest. So the
+first guest of a kind is booted for the snapshot alone: its Python runs from the initramfs, imports
+what every worker imports, and waits (``zygote.py``). QEMU then saves the machine's state and leaves
+its memory in a file. Later guests map that file copy-on-write, go on where it waits, and only then
+mount the host's files: a mounted 9p cannot be saved, and would show the files of the past.
+
+A snapshot stands in for a boot only as long as nothing differs that the boot would have seen: QEMU,
+the kernel, the command line, the processor's model, the interpreter's environment, and every file
+that Python read (by size and time of change).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from virtme.cpiowriter import CpioWriter, FileMetaData
+
+from bpfunit._paths import cache_dir
+from bpfunit.guest.errors import GuestError
+
+_FORMAT = 2  # of what a slot holds; count up when it changes in a way the key does not show
+_HERE = Path(__file__).resolve().parent
+_TREE = "warm"  # below this directory of the initramfs lies what the warm Python reads
+_KEPT_DAYS = 14  # unused snapshots are removed when another is made
+_ZYGOTE = str(_HERE / "zygote.py")
+
+# Variables that an interpreter reads before any of our code runs.
+_EARLY = ("PYTHON", "LANG", "LC_", "LANGUAGE", "PATH", "HOME", "VIRTUAL_ENV")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Where a guest's snapshot is, or will be.
+
+    Attributes:
+        slot: its directory: ``ram``, ``state``, ``console``, ``initramfs``, ``meta.json``.
+        ready: whether it can be restored; otherwise the first supervisor makes it.
+        failed: why an earlier try to make or use it failed; "" if none did.
+        path: ``sys.path`` of a fresh interpreter.
+    """
+
+    slot: Path
+    ready: bool
+    failed: str
+    path: list[str]
+
+
+def wanted() -> bool:
+    """Tell whether the user has not switched snapshots off with ``BPFUNIT_SNAPSHOT=0``."""
+    return os.environ.get("BPFUNIT_SNAPSHOT") != "0"
+
+
+def find(kind: dict[str, Any], environment: dict[str, str], initramfs: Path) -> Snapshot:
+    """Return the snapshot for a kind of guest, with its initramfs made if it is not up to date.
+
+    Args:
+        kind: what tells this kind of guest from others: kernel, memory and so on; plain data.
+        environment: the worker's variables.
+        initramfs: what a guest of this kind boots without a snapshot.
+
+    Raises:
+        GuestError: the interpreter's imports fail outside of pytest.
+    """
+    early = {name: value for name, value in environment.items() if name.startswith(_EARLY)}
+    early["PYTHONDONTWRITEBYTECODE"] = "1"
+    name = {**kind, "python": sys.executable, "prefix": sys.prefix, "environment": early}
+    digest = hashlib.sha256(json.dumps(name, sort_keys=True).encode()).hexdigest()[:16]
+    slot = cache_dir() / "snapshots" / f"{kind['release']}-{digest}"
+    slot.mkdir(parents=True, exist_ok=True)
+    mark = _mark(kind)
+    with FileLock(slot / "list.lock"):
+        meta = _meta(slot)
+        if meta.get("mark") != mark or not _unchanged(meta["files"]):
+            with (slot / "lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # no supervisor is just reading or making it
+                for old in ("state", "ram", "failed", "meta.json"):
+                    (slot / old).unlink(missing_ok=True)
+            meta = {"mark": mark, **_list_files(early)}
+            _write_initramfs(slot / "initramfs", initramfs, meta, early)
+            _write_whole(slot / "meta.json", json.dumps(meta).encode())
+            _remove_unused(slot)
+    os.utime(slot)
+    failed = (slot / "failed").read_text() if (slot / "failed").exists() else ""
+    return Snapshot(slot, (slot / "state").exists(), failed, meta["path"])
+
+
+def _mark(kind: dict[str, Any]) -> str:
+    """Return a digest of all that a snapshot depends on beside the files that Python reads."""
+    from bpfunit.guest.accel import qemu
+
+    path, version = qemu()
+    binary = Path(path).stat()
+    parts: list[Any] = [_FORMAT, kind, path, version, binary.st_size, binary.st_mtime_ns]
+    parts.append(_processor())
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _processor() -> str:
+    """Return the processor's model, at whose rate the clock of a saved guest counts."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line for line in lines if line.startswith("model name")), "")
+
+
+def _meta(slot: Path) -> dict[str, Any]:
+    try:
+        meta: dict[str, Any] = json.loads((slot / "meta.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return meta
+
+
+def _stamp(path: str) -> list[int]:
+    stat = os.stat(path)  # noqa: PTH116  a thousand of them, at every start
+    return [stat.st_mtime_ns, stat.st_size]
+
+
+def _unchanged(files: dict[str, list[int]]) -> bool:
+    # Bytecode is written anew for reasons of its own; what it was made from is among the files.
+    sources = (item for item in files.items() if "/__pycache__/" not in item[0])
+    try:
+        return all(_stamp(path) == stamp for path, stamp in sources)
+    except OSError:
+        return False
+
+
+def _list_files(early: dict[str, str]) -> dict[str, Any]:
+    """Return the files that a warm interpreter reads, with size and time of change."""
+    done = subprocess.run(
+        [sys.executable, "-u", _ZYGOTE, "list"],
+        cwd="/",
+        env=early,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise GuestError(f"list what a worker imports: {done.stderr.strip()[-2000:]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {"files": {path: _stamp(path) for path in found["files"]}, "path": found["path"]}
+
+
+def _write_initramfs(path: Path, base: Path, meta: dict[str, Any], early: dict[str, str]) -> None:
+    """Write the guest's initramfs with the warm Python and its files behind it."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(base.read_bytes())
+        tree = _Tree(CpioWriter(file))
+        for name in meta["files"]:
+            tree.add(Path(name))
+        tree.directory(Path("/proc"))
+        tree.directory(Path("/dev"))
+        words = " ".join(_quoted(word) for word in (sys.executable, "-u", _ZYGOTE))
+        variables = " ".join(f"{name}={_quoted(value)}" for name, value in early.items())
+        script = f"exec /bin/busybox env -i {variables} /bin/busybox chroot /{_TREE} {words}\n"
+        tree.file("warm.sh", script.encode(), 0o755, 0)
+        tree.close()
+    Path(file.name).replace(path)
+
+
+def _quoted(word: str) -> str:
+    return "'" + word.replace("'", "'\\''") + "'"
+
+
+class _Tree:
+    """Files of the host, for a root of their own: with all links that lead to them.
+
+    Args:
+        cpio: the archive to write to.
+    """
+
+    def __init__(self, cpio: CpioWriter) -> None:
+        self._cpio = cpio
+        self._done: set[Path] = set()
+        self._libraries: dict[Path, list[Path]] = {}
+        self.directory(Path("/"))
+        for link in Path("/").iterdir():  # /lib64 and so on: the loader's own paths
+            if link.is_symlink():
+                self._walk(link)
+
+    def add(self, path: Path) -> None:
+        """Add a file, the directories and links on the way, and a library's other names."""
+        self._walk(path)
+        if ".so." in path.name:
+            for link in self._links(path.parent):
+                if link.resolve() == path:
+                    self._walk(link)
+
+    def _links(self, directory: Path) -> list[Path]:
+        if directory not in self._libraries:
+            self._libraries[directory] = [p for p in directory.glob("*.so*") if p.is_symlink()]
+        return self._libraries[directory]
+
+    def directory(self, path: Path) -> None:
+        """Add one directory, whose parent is there."""
+        if path not in self._done:
+            self._done.add(path)
+            self._cpio.mkdir(_name(path), 0o755)
+
+    def _walk(self, path: Path) -> None:
+        for part in [*reversed(path.parents), path]:
+            if part in self._done:
+                if part.is_symlink():
+                    self._walk(part.parent / part.readlink() / path.relative_to(part))
+                    return
+                continue
+            if part.is_symlink():
+                self._done.add(part)
+                self._cpio.symlink(os.fsencode(part.readlink()), _name(part))
+                target = Path(os.path.normpath(part.parent / part.readlink()))
+                self._walk(target / path.relative_to(part))
+                return
+            if part.is_dir():
+                self.directory(part)
+            elif part.is_file():
+                self._done.add(part)
+                stat = part.stat()
+                self._file(_name(part), part.read_bytes(), stat.st_mode & 0o777, int(stat.st_mtime))
+
+    def file(self, name: str, content: bytes, mode: int, mtime: int) -> None:
+        """Add a file of ours, outside of the tree."""
+        self._file(name.encode(), content, mode, mtime)
+
+    def _file(self, name: bytes, content: bytes, mode: int, mtime: int) -> None:
+        # Python compares the time with the one in its bytecode.
+        meta = FileMetaData(mtime=mtime)
+        self._cpio.write_object(name, content, CpioWriter.TYPE_REG | mode, meta)
+
+    def close(self) -> None:
+        """End the archive."""
+        self._cpio.write_trailer()
+
+
+def _name(path: Path) -> bytes:
+    return os.fsencode(Path(_TREE) / path.relative_to("/"))
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    new = path.with_suffix(".new")
+    new.write_bytes(content)
+    new.replace(path)
+
+
+def _remove_unused(kept: Path) -> None:
+    """Remove snapshots that nobody used for long; each takes a few hundred megabytes."""
+    oldest = time.time() - _KEPT_DAYS * 86400
+    for slot in kept.parent.iterdir():
+        if slot != kept and slot.stat().st_mtime < oldest:
+            shutil.rmtree(slot, ignore_errors=True)
+
+
+def command_lines(argv: list[str], slot: Path, memory: int, append: str) -> dict[str, list[str]]:
+    """Return QEMU's arguments to make a snapshot (``make``) and to start from it (``restore``).
+
+    Args:
+        argv: the arguments to boot without one.
+        slot: the snapshot's directory.
+        memory: MiB.
+        append: the kernel's command line, which must not name a run.
+    """
+    made = list(argv)
+    machine = made.index("-machine") + 1
+    made[machine] += ",memory-backend=ram"
+    made[made.index("-initrd") + 1] = str(slot / "initramfs")
+    made[made.index("-append") + 1] = f"bpfunit.snapshot {append}"
+    ram = f"memory-backend-file,id=ram,size={memory}M,mem-path="
+    return {
+        # Shared memory stays behind in the file; QEMU then saves the devices' state alone.
+        "make": [*made, "-object", f"{ram}{slot}/ram.new,share=on"],
+        "restore": [*made, "-object", f"{ram}{slot}/ram,share=off", "-incoming", "defer"],
+    }

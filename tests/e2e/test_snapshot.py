@@ -1,0 +1,103 @@
+"""Guests restored from one snapshot are new ones in all that a test can tell."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from xml.etree import ElementTree
+
+import pytest
+
+from bpfunit._paths import cache_dir
+
+pytestmark = pytest.mark.host
+pytest_plugins = ["pytester"]
+
+KERNEL = os.environ.get("BPFUNIT_E2E_KERNEL", "6.12")
+MEMORY = 896  # a snapshot of our own, for this size of guest alone
+
+TESTS = """
+    import json, os, random, time
+    from pathlib import Path
+
+    import pytest
+
+    def test_says_what_it_sees(record_property):
+        seen = {
+            "kernel_random": os.urandom(16).hex(),
+            "uuid": Path("/proc/sys/kernel/random/uuid").read_text(),
+            "python_random": random.random(),
+            "time": time.time(),
+            "directory": os.getcwd(),
+            "variable": os.environ.get("BPFUNIT_OF_THIS_RUN"),
+            "zone": time.strftime("%Z"),
+            "file": Path("of_this_run").read_text(),
+            "restored": "bpfunit.snapshot" in Path("/proc/cmdline").read_text().split(),
+            "initramfs": os.path.exists("/warm"),
+            "root": os.stat("/proc/1/root/.").st_ino == os.stat("/").st_ino,
+            "user_namespace": os.spawnlp(os.P_WAIT, "unshare", "unshare", "-U", "true"),
+        }
+        record_property("seen", json.dumps(seen))
+"""
+
+
+def run(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
+    command = ["-p", "no:cacheprovider", "--kernel", KERNEL, f"--guest-memory={MEMORY}"]
+    return pytester.runpytest_subprocess(*command, *arguments, timeout=600)
+
+
+def seen(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, number: int
+) -> dict[str, object]:
+    monkeypatch.setenv("BPFUNIT_OF_THIS_RUN", str(number))
+    monkeypatch.setenv("TZ", f"AAA{number}")
+    (pytester.path / "of_this_run").write_text(str(number))
+    result = run(pytester, "--junitxml=junit.xml")
+    assert result.ret == 0, str(result.stdout)
+    (found,) = ElementTree.parse(pytester.path / "junit.xml").iter("property")
+    return json.loads(found.attrib["value"])
+
+
+def test_two_guests_of_one_snapshot_share_nothing_of_the_past(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytester.makepyfile(TESTS)
+    first, second = (seen(pytester, monkeypatch, number) for number in (1, 2))
+    for what in ("kernel_random", "uuid", "python_random"):
+        assert first[what] != second[what]
+    for number, one in ((1, first), (2, second)):
+        assert one["variable"] == one["file"] == str(number)
+        assert one["zone"] == "AAA"
+        assert one["directory"] == str(pytester.path)
+        assert one["restored"]
+        assert not one["initramfs"]
+        assert one["root"]
+        assert one["user_namespace"] == 0  # refused to a process whose root is not the namespace's
+    assert abs(time.time() - float(str(second["time"]))) < 120
+
+
+def test_a_snapshot_that_does_not_load_is_named_and_the_guest_boots(
+    pytester: pytest.Pytester,
+) -> None:
+    pytester.makepyfile("def test_runs(): pass")
+    assert run(pytester, "--guest-cpus=2").ret == 0
+    # The one that was used last; others may be in use beside this test.
+    slots = (cache_dir() / "snapshots").glob("*/meta.json")
+    slot = max((path.parent for path in slots), key=lambda path: path.stat().st_mtime)
+    state = (slot / "state").read_bytes()
+    (slot / "state").write_bytes(state[: len(state) // 2])
+    try:
+        assert run(pytester, "--guest-cpus=2").ret == 0
+        again = run(pytester, "--guest-cpus=2")
+        assert again.ret == 0
+        again.stdout.fnmatch_lines([f"*boots since its snapshot failed: *; remove {slot} to *"])
+    finally:
+        for name in ("failed", "state", "meta.json"):
+            (slot / name).unlink(missing_ok=True)
+
+
+def test_it_can_be_switched_off(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BPFUNIT_SNAPSHOT", "0")
+    pytester.makepyfile("def test_boots(): assert 'bpfunit.dir=' in open('/proc/cmdline').read()")
+    assert run(pytester).ret == 0

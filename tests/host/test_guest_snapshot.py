@@ -1,0 +1,95 @@
+"""When a guest's snapshot is still good, and what becomes of one that is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bpfunit.guest import snapshot, zygote
+
+pytestmark = pytest.mark.host
+
+KIND = {"release": "6.12.0-test", "memory": 1024}
+ENVIRONMENT = {"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], "BPFUNIT_SOMETHING": "1"}
+
+
+@pytest.fixture
+def initramfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("BPFUNIT_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "initramfs"
+    path.write_bytes(b"what a guest boots")
+    return path
+
+
+def saved(found: snapshot.Snapshot) -> Path:
+    """Leave in a slot what a supervisor leaves there."""
+    (found.slot / "ram").write_bytes(b"memory")
+    (found.slot / "state").write_bytes(b"devices")
+    return found.slot
+
+
+def test_a_snapshot_is_ready_once_it_was_saved(initramfs: Path) -> None:
+    first = snapshot.find(KIND, ENVIRONMENT, initramfs)
+    assert not first.ready
+    saved(first)
+    again = snapshot.find(KIND, ENVIRONMENT, initramfs)
+    assert again.ready
+    assert again.slot == first.slot
+
+
+def test_another_environment_of_the_interpreter_is_another_snapshot(initramfs: Path) -> None:
+    plain = snapshot.find(KIND, ENVIRONMENT, initramfs)
+    assert (
+        snapshot.find(KIND, {**ENVIRONMENT, "BPFUNIT_SOMETHING": "2"}, initramfs).slot == plain.slot
+    )
+    seeded = snapshot.find(KIND, {**ENVIRONMENT, "PYTHONHASHSEED": "1"}, initramfs)
+    assert seeded.slot != plain.slot
+    assert snapshot.find({**KIND, "memory": 512}, ENVIRONMENT, initramfs).slot != plain.slot
+
+
+def test_a_changed_module_makes_it_stale(initramfs: Path, tmp_path: Path) -> None:
+    plugin = tmp_path / "sitecustomize.py"  # every interpreter imports it
+    plugin.write_text("answer = 1\n")
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}
+    slot = saved(snapshot.find(KIND, environment, initramfs))
+    assert str(plugin) in json.loads((slot / "meta.json").read_text())["files"]
+    assert snapshot.find(KIND, environment, initramfs).ready
+    plugin.write_text("answer = 'another'\n")
+    assert not snapshot.find(KIND, environment, initramfs).ready
+    assert not (slot / "ram").exists()
+
+
+def test_why_one_failed_is_told_until_something_changes(initramfs: Path) -> None:
+    slot = saved(snapshot.find(KIND, ENVIRONMENT, initramfs))
+    (slot / "failed").write_text("no reason")
+    assert snapshot.find(KIND, ENVIRONMENT, initramfs).failed == "no reason"
+    changed = snapshot.find({**KIND, "boots": "another kernel"}, ENVIRONMENT, initramfs)
+    assert not changed.failed
+
+
+def test_one_that_nobody_uses_is_removed_when_another_is_made(initramfs: Path) -> None:
+    old = saved(snapshot.find(KIND, ENVIRONMENT, initramfs))
+    kept = saved(snapshot.find({**KIND, "memory": 512}, ENVIRONMENT, initramfs))
+    long_ago = time.time() - 30 * 86400
+    os.utime(old, (long_ago, long_ago))
+    snapshot.find({**KIND, "memory": 256}, ENVIRONMENT, initramfs)
+    assert not old.exists()
+    assert kept.exists()
+
+
+def test_pytest_itself_imports_the_plugins_and_rewrites_their_assertions() -> None:
+    code = """
+import runpy, sys
+path = sys.argv.pop()
+runpy.run_path(path)["warm"]()
+print(type(sys.modules["bpfunit"].__loader__).__name__, "hypothesis" in sys.modules)
+"""
+    command = [sys.executable, "-c", code, zygote.__file__]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["AssertionRewritingHook", "True"]
