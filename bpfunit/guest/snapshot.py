@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import shutil
+import site
 import subprocess
 import sys
 import tempfile
@@ -35,11 +36,14 @@ from bpfunit.guest.errors import GuestError
 _FORMAT = 2  # of what a slot holds; count up when it changes in a way the key does not show
 _HERE = Path(__file__).resolve().parent
 _TREE = "warm"  # below this directory of the initramfs lies what the warm Python reads
-_KEPT_DAYS = 14  # unused snapshots are removed when another is made
+# Snapshots are removed when another is made: those not used for so long, and the oldest above so
+# many, but none that was used within the hour.
+_KEPT_DAYS, _KEPT, _HOUR = 14, 16, 3600
 _ZYGOTE = str(_HERE / "zygote.py")
 
-# Variables that an interpreter reads before any of our code runs.
-_EARLY = ("PYTHON", "LANG", "LC_", "LANGUAGE", "PATH", "HOME", "VIRTUAL_ENV")
+# Variables that an interpreter reads before any of our code runs; beside HOME, for a user's own
+# packages.
+_EARLY = ("PYTHON", "LANG", "LC_")
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,9 @@ def find(kind: dict[str, Any], environment: dict[str, str], initramfs: Path) -> 
         GuestError: the interpreter's imports fail outside of pytest.
     """
     early = {name: value for name, value in environment.items() if name.startswith(_EARLY)}
-    early["PYTHONDONTWRITEBYTECODE"] = "1"
+    early |= {"PYTHONDONTWRITEBYTECODE": "1", "PATH": os.defpath, "HOME": "/"}
+    if site.ENABLE_USER_SITE:
+        early["HOME"] = environment.get("HOME", "/")
     name = {**kind, "python": sys.executable, "prefix": sys.prefix, "environment": early}
     digest = hashlib.sha256(json.dumps(name, sort_keys=True).encode()).hexdigest()[:16]
     slot = cache_dir() / "snapshots" / f"{kind['release']}-{digest}"
@@ -254,10 +260,12 @@ def _write_whole(path: Path, content: bytes) -> None:
 
 
 def _remove_unused(kept: Path) -> None:
-    """Remove snapshots that nobody used for long; each takes a few hundred megabytes."""
-    oldest = time.time() - _KEPT_DAYS * 86400
-    for slot in kept.parent.iterdir():
-        if slot != kept and slot.stat().st_mtime < oldest:
+    """Remove snapshots that nobody needs; each takes a few hundred megabytes."""
+    now = time.time()
+    ages = sorted((now - slot.stat().st_mtime, slot) for slot in kept.parent.iterdir())
+    for number, (age, slot) in enumerate(ages):
+        old = age > _KEPT_DAYS * 86400 or number >= _KEPT
+        if old and age > _HOUR and slot != kept:
             shutil.rmtree(slot, ignore_errors=True)
 
 

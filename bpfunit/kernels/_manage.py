@@ -71,7 +71,7 @@ def inventory() -> list[Status]:
 
 
 def remove(spec: str) -> int:
-    """Remove a kernel, its modules and its boot files from the cache.
+    """Remove a kernel, its modules, boot files and snapshots from the cache.
 
     Args:
         spec: a series, which stands for all its cached releases; an exact release; or ``"all"``.
@@ -93,8 +93,9 @@ def remove(spec: str) -> int:
         with locked(directory):
             freed += disk_usage(directory)
             shutil.rmtree(directory)
-        # What was made for it: modules, and the files that guests boot from.
-        made = [path for area in ("modules", "boot") for path in (cache_dir() / area).glob("*")]
+        # What was made for it: modules, and the files and snapshots that guests start from.
+        areas = [cache_dir() / area for area in ("modules", "boot", "snapshots")]
+        made = [path for area in areas for path in area.glob("*")]
         for path in made:
             if not path.name.startswith(f"{record.release}-"):
                 continue

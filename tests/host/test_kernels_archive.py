@@ -389,7 +389,7 @@ def test_removing_frees_what_listing_counted(archive, kernels_dir):
     archive.publish()
     resolve("6.12")
     record = inventory()[0].record
-    made = [kernels_dir.parent / area / f"{OLD}-abc" for area in ("modules", "boot")]
+    made = [kernels_dir.parent / area / f"{OLD}-abc" for area in ("modules", "boot", "snapshots")]
     for path in made:
         path.mkdir(parents=True)
     freed = remove("6.12")
