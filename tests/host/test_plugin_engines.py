@@ -69,7 +69,7 @@ def header(monkeypatch: pytest.MonkeyPatch, asked: str, engine: str | None = Non
         Kernel("6.12", "6.12.1-amd64", image, None, Path("headers"), "trixie 6.12.1-1"),
         Kernel("6.17", "6.17.2-amd64", image, None, None, "trixie 6.17.2-1", "it stands in"),
     )
-    targets = [Target(kernel.series, kernel, "popen") for kernel in kernels]
+    targets = [Target(kernel.series, kernel, "popen", "") for kernel in kernels]
     return HostSide(config, targets, Path(), 1).pytest_report_header()  # type: ignore[arg-type]
 
 
