@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib
+import importlib.util
 import json
 import os
 import random
@@ -74,6 +75,10 @@ def list_files() -> None:
         for name in ("__file__", "__cached__"):
             if isinstance(path := getattr(module, name, None), str):
                 opened.add(path)
+    for path in [path for path in opened if path.endswith(".pyc")]:
+        with contextlib.suppress(ValueError):  # pytest's own bytecode has no such name
+            # Looked at, not opened; and not every module in there tells its file.
+            opened.add(importlib.util.source_from_cache(path))
     for line in Path("/proc/self/maps").read_text().splitlines():
         opened.add(line.partition("/")[1] + line.partition("/")[2])
     # What the interpreter and site read before the hook was there.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -93,3 +94,18 @@ print(type(sys.modules["bpfunit"].__loader__).__name__, "hypothesis" in sys.modu
     command = [sys.executable, "-c", code, zygote.__file__]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["AssertionRewritingHook", "True"]
+
+
+def test_bytecode_comes_with_its_source_and_libraries_by_the_names_they_are_loaded_by(
+    initramfs: Path,
+) -> None:
+    """Python passes over bytecode without a source; the dynamic loader knows libraries by soname."""
+    slot = snapshot.find(KIND, ENVIRONMENT, initramfs).slot
+    files = json.loads((slot / "meta.json").read_text())["files"]
+    compiled = [name for name in files if name.endswith(f"{sys.implementation.cache_tag}.pyc")]
+    assert len(compiled) > 100
+    for name in compiled:
+        assert importlib.util.source_from_cache(name) in files
+    archive = (slot / "initramfs").read_bytes()
+    for loaded in ("lib64/ld-linux-x86-64.so.2", "libc.so.6", sys.executable.lstrip("/")):
+        assert f"{loaded}\0".encode() in archive
