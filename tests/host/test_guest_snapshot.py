@@ -99,7 +99,7 @@ print(type(sys.modules["bpfunit"].__loader__).__name__, "hypothesis" in sys.modu
 def test_bytecode_comes_with_its_source_and_libraries_by_the_names_they_are_loaded_by(
     initramfs: Path,
 ) -> None:
-    """Python passes over bytecode without a source; the dynamic loader knows libraries by soname."""
+    """Python passes over bytecode without a source; the loader knows libraries by soname."""
     slot = snapshot.find(KIND, ENVIRONMENT, initramfs).slot
     files = json.loads((slot / "meta.json").read_text())["files"]
     compiled = [name for name in files if name.endswith(f"{sys.implementation.cache_tag}.pyc")]
