@@ -33,7 +33,7 @@ from virtme.cpiowriter import CpioWriter, FileMetaData
 from bpfunit._paths import cache_dir
 from bpfunit.guest.errors import GuestError
 
-_FORMAT = 2  # of what a slot holds; count up when it changes in a way the key does not show
+_FORMAT = 3  # of what a slot holds; count up when it changes in a way the key does not show
 _HERE = Path(__file__).resolve().parent
 _TREE = "warm"  # below this directory of the initramfs lies what the warm Python reads
 # Snapshots are removed when another is made: those not used for so long, and the oldest above so
@@ -53,7 +53,7 @@ class Snapshot:
     Attributes:
         slot: its directory: ``ram``, ``state``, ``console``, ``initramfs``, ``meta.json``.
         ready: whether it can be restored; otherwise the first supervisor makes it.
-        failed: why an earlier try to make or use it failed; "" if none did.
+        failed: why a try within the last hour to make or use it failed; "" if none did.
         path: ``sys.path`` of a fresh interpreter.
     """
 
@@ -100,8 +100,7 @@ def find(kind: dict[str, Any], environment: dict[str, str], initramfs: Path) -> 
             _write_whole(slot / "meta.json", json.dumps(meta).encode())
             _remove_unused(slot)
     os.utime(slot)
-    failed = (slot / "failed").read_text() if (slot / "failed").exists() else ""
-    return Snapshot(slot, (slot / "state").exists(), failed, meta["path"])
+    return Snapshot(slot, (slot / "state").exists(), _failed(slot), meta["path"])
 
 
 def _mark(kind: dict[str, Any]) -> str:
@@ -127,6 +126,16 @@ def _meta(slot: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return meta
+
+
+def _failed(slot: Path) -> str:
+    """Return why the last try failed, "" if it did not or is long ago: a full disk may be no more."""
+    try:
+        if time.time() - (slot / "failed").stat().st_mtime < _HOUR:
+            return (slot / "failed").read_text()
+    except FileNotFoundError:
+        pass
+    return ""
 
 
 def _stamp(path: str) -> list[int]:

@@ -66,12 +66,14 @@ def test_a_changed_module_makes_it_stale(initramfs: Path, tmp_path: Path) -> Non
     assert not (slot / "ram").exists()
 
 
-def test_why_one_failed_is_told_until_something_changes(initramfs: Path) -> None:
+def test_why_one_failed_is_told_for_an_hour_or_until_something_changes(initramfs: Path) -> None:
     slot = saved(snapshot.find(KIND, ENVIRONMENT, initramfs))
     (slot / "failed").write_text("no reason")
     assert snapshot.find(KIND, ENVIRONMENT, initramfs).failed == "no reason"
     changed = snapshot.find({**KIND, "boots": "another kernel"}, ENVIRONMENT, initramfs)
     assert not changed.failed
+    os.utime(slot / "failed", (time.time() - 4000,) * 2)
+    assert not snapshot.find(KIND, ENVIRONMENT, initramfs).failed
 
 
 def test_one_that_nobody_uses_is_removed_when_another_is_made(initramfs: Path) -> None:
