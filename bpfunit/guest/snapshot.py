@@ -129,7 +129,7 @@ def _meta(slot: Path) -> dict[str, Any]:
 
 
 def _failed(slot: Path) -> str:
-    """Return why the last try failed, "" if it did not or is long ago: a full disk may be no more."""
+    """Return why the last try failed, "" if none did or it is long ago, as a full disk may be."""
     try:
         if time.time() - (slot / "failed").stat().st_mtime < _HOUR:
             return (slot / "failed").read_text()
