@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import version
 from typing import Annotated
@@ -51,8 +52,16 @@ def _root(
     """Hold the options that come before a command."""
 
 
+def _open_standard_streams() -> None:
+    """Open those of our streams that are closed: other files would take their numbers."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+
+
 def main() -> None:
     """Run the command line; every error of ours becomes one message and an exit code."""
+    _open_standard_streams()
     try:
         app()
     except BpfunitError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -110,8 +111,11 @@ def test_lines_are_edited_and_remembered(prompt: Terminal) -> None:
 
 def test_the_terminal_has_the_size_of_ours_also_when_that_changes(prompt: Terminal) -> None:
     assert answer(prompt, "stty size") == "33 111"
+    # At its prompt, the shell would draw that again.
+    prompt.type("echo begin; until [ \"$(stty size)\" = '44 122' ]; do sleep 0.1; done\r")
+    prompt.read_until("\nbegin\n", ANSWER_S)
     prompt.resize(44, 122)
-    assert answer(prompt, "sleep 1; stty size") == "44 122"
+    prompt.read_until(PROMPT, ANSWER_S)
     assert answer(prompt, "echo $TERM") == "xterm"
 
 
@@ -170,6 +174,21 @@ def test_a_command_has_our_streams_and_its_exit_code_is_ours(tmp_path: Path) -> 
     )
     assert (done.returncode, done.stdout) == (5, b"from\0here\nbpfunit\n")
     assert done.stderr.endswith(b"trouble\n")
+    assert list(tmp_path.glob("bpfunit-*")) == []
+
+
+def test_a_command_runs_with_our_input_closed_and_nobody_who_reads_on(tmp_path: Path) -> None:
+    command = shlex.join([*SHELL, "--", "sh", "-c", "cat; seq 100000"])
+    script = f"{command} <&- | head -n 2; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", script],
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=BOOT_S,
+        check=False,
+    )
+    assert done.stdout == "1\n2\n141\n", done.stderr
     assert list(tmp_path.glob("bpfunit-*")) == []
 
 
