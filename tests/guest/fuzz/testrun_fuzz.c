@@ -5,8 +5,9 @@
  *   testrun_fuzz --seed 1 --requests 1000000 --seconds 600 --threads 3
  *
  * Worker threads make requests, most of them nearly right, on sockets and programs that
- * they share. Meanwhile one thread closes, connects, turns and replaces those sockets and
- * programs, one sends signals, and a process whose runs never end is killed over and over.
+ * they share. Meanwhile they, and one thread that does nothing else, close, connect, turn
+ * and replace those sockets and programs, one thread sends signals, and a process whose
+ * runs never end is killed over and over.
  *
  * What each worker asks for follows from the seed; how the threads interleave does not.
  * It prints «name value» lines and exits 0, or 1 when the kernel gave an answer that it
@@ -36,7 +37,7 @@ static int threads = 3;
 static volatile int stop;
 static pthread_t workers[MAX_THREADS];
 static struct tally {
-	uint64_t made, by_errno[ERRNOS], ok_by_type[ATTACH_TYPES];
+	uint64_t made, stirred, by_errno[ERRNOS], ok_by_type[ATTACH_TYPES];
 } tallies[MAX_THREADS];
 
 /* What a request may be answered with; anything else is a finding. */
@@ -66,6 +67,11 @@ static void *work(void *argument)
 		tally->by_errno[err < ERRNOS ? err : ERRNOS - 1]++;
 		if (!err)
 			tally->ok_by_type[type]++;
+		/* churn() goes by the clock, which lets hundreds of requests pass unchanged */
+		if (!below(&r, 16)) {
+			stir_pools(&r);
+			tally->stirred++;
+		}
 	}
 	return NULL;
 }
@@ -153,13 +159,15 @@ static void set_up(void)
 
 static int report(double took)
 {
-	uint64_t made = 0, sum;
+	uint64_t made = 0, stirred = 0, sum;
 	int i, t, findings = 0;
 	size_t a;
 
-	for (t = 0; t < threads; t++)
+	for (t = 0; t < threads; t++) {
 		made += tallies[t].made;
-	printf("requests %lu\nseconds %.1f\n", made, took);
+		stirred += tallies[t].stirred;
+	}
+	printf("requests %lu\nseconds %.1f\nstirred %lu\n", made, took, stirred);
 	for (i = 0; i < ERRNOS; i++) {
 		for (sum = 0, t = 0; t < threads; t++)
 			sum += tallies[t].by_errno[i];
