@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ Status = Literal["ok", "note", "missing"]
 OLDEST_PYTHON = (3, 10)
 # One unpacked kernel with headers takes about 0.6 GiB, its packages as much while they unpack.
 WANTED_DISK = 3 << 30
+# The archive that a guest starts from has 4 MiB, a panic's console log some 10 KiB.
+WANTED_TEMPORARY = 16 << 20
 # A guest gets 1 GiB by default, pytest and QEMU on the host need the rest.
 WANTED_MEMORY = 2 << 30
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -236,6 +239,19 @@ def check_disk() -> Finding:
     return Finding("cache", "ok", f"{human_size(free)} free", purpose)
 
 
+def check_temporary() -> Finding:
+    """Look at the room for what a guest starts from and logs to, which goes with the run."""
+    directory = tempfile.gettempdir()
+    purpose = f"start files and console logs of guests, in {directory}"
+    free = shutil.disk_usage(directory).free
+    found = f"{human_size(free)} free"
+    if free < WANTED_TEMPORARY:
+        remedy = "point TMPDIR to a directory with room"
+        wanted = human_size(WANTED_TEMPORARY)
+        return Finding("temporary", "missing", f"{found}, {wanted} wanted", purpose, remedy)
+    return Finding("temporary", "ok", found, purpose)
+
+
 def check_memory() -> Finding:
     """Look at the memory that is available for guests."""
     purpose = "each guest takes 1 GiB unless told otherwise"
@@ -273,5 +289,6 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     check_fetching,
     check_bpftool,
     check_disk,
+    check_temporary,
     check_memory,
 )

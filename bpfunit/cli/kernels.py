@@ -35,8 +35,12 @@ def list_kernels(as_json: _AsJson = False) -> None:
         table.add_row(row["series"], row["release"], row["engine"], size, row["remark"])
     console = out()
     console.print(table)
-    total = sum(status.record.size for status in statuses if status.record)
-    console.print(f"[dim]{human_size(total)} in {cache_dir()}[/dim]")
+    kernels_alone = human_size(sum(status.record.size for status in statuses if status.record))
+    everything = human_size(kernels.disk_usage(cache_dir()))
+    console.print(
+        f"[dim]{kernels_alone} of kernels; {everything} with what was made for them (modules, "
+        f"snapshots, build roots), in {cache_dir()}[/dim]"
+    )
 
 
 def _as_dict(status: kernels.Status) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Nothing here is installed on the host or changes its package state; all of it li
 
 from __future__ import annotations
 
+from bpfunit.kernels._cache import disk_usage
 from bpfunit.kernels._kmod import module_for, modules_for
 from bpfunit.kernels._manage import PinChange, Status, inventory, remove, update_pins
 from bpfunit.kernels._resolve import resolve, resolve_many, strict_pins
@@ -35,6 +36,7 @@ __all__ = [
     "Status",
     "Suite",
     "UnknownKernelError",
+    "disk_usage",
     "inventory",
     "load_catalogue",
     "module_for",

@@ -7,9 +7,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import mkdtemp
@@ -134,5 +135,10 @@ def locked(target: Path) -> Iterator[None]:
 
 
 def disk_usage(directory: Path) -> int:
-    """Return the bytes that a directory tree takes on disk."""
-    return sum(path.lstat().st_blocks * 512 for path in directory.rglob("*"))
+    """Return the bytes that a directory tree takes on disk; others may be at work in it."""
+    total = 0
+    for parent, directories, files in os.walk(directory):
+        for name in (*directories, *files):
+            with suppress(FileNotFoundError):
+                total += Path(parent, name).lstat().st_blocks * 512
+    return total

@@ -231,6 +231,16 @@ def test_kernels_list_has_all_of_the_catalogue() -> None:
     assert found["7.0"]["remark"].startswith("cannot run: the archive has kept linux-binary")
 
 
+def test_kernels_list_counts_all_that_the_cache_takes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("BPFUNIT_CACHE", str(tmp_path))
+    (tmp_path / "snapshots").mkdir()
+    (tmp_path / "snapshots/one").write_bytes(os.urandom(5 << 20))
+    output = invoke("kernels", "list").output
+    assert "0 B of kernels; 5.0 MiB with what was made for them" in output
+
+
 def test_an_unknown_kernel_lists_what_there_is() -> None:
     result = invoke("kernels", "fetch", "4.4")
     assert isinstance(result.exception, UnknownKernelError)

@@ -180,6 +180,9 @@ def test_a_full_temporary_directory_is_named(tmp_path: Path) -> None:
     done = run(["shell", "--", "true"], wrapper=wrapper, TMPDIR=str(tmp_path))
     assert done.returncode == 3
     assert f"no space left in {tmp_path}; free some or set $TMPDIR" in done.stderr
+    done = run(["doctor"], wrapper=wrapper, TMPDIR=str(tmp_path))
+    assert done.returncode == 1
+    assert "point TMPDIR to a directory with room" in done.stdout
 
 
 @needs_root
