@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,11 +46,6 @@ def booted(name: str, memory: int = 1024) -> Iterator[tuple[kernels.Kernel, exec
                 call(gateway, "_inside.load_module")
             yield kernel, gateway
         except (EOFError, OSError, execnet.RemoteError) as error:
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                raise BpfunitError(
-                    f"start a guest of {kernel.release}: no space left in {tempfile.gettempdir()}; "
-                    "free some or set $TMPDIR to a directory with room"
-                ) from error
             raise LostGuestError(_obituary(kernel.release, Path(directory), error)) from error
         finally:
             group.terminate(timeout=5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -10,9 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bpfunit._paths import cache_dir
 from bpfunit.guest import snapshot
 from bpfunit.guest.accel import choose, qemu
 from bpfunit.guest.bytecode import archive
+from bpfunit.guest.errors import GuestError
 from bpfunit.guest.image import boot_files
 
 if TYPE_CHECKING:
@@ -102,6 +105,17 @@ class GuestSpec:
         Raises:
             GuestError: this machine cannot run the guest.
         """
+        try:
+            return self._prepare(directory)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise GuestError(
+                f"prepare a guest of {self.kernel.release}: no space left in {directory.parent} or "
+                f"{cache_dir()}; free some, or set $TMPDIR or $BPFUNIT_CACHE to a place with room"
+            ) from error
+
+    def _prepare(self, directory: Path) -> str:
         run = self.run or directory
         run.mkdir(parents=True, exist_ok=True)
         if not any(run.iterdir()):

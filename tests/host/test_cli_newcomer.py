@@ -174,12 +174,19 @@ def test_a_full_disk_says_where_and_how_to_go_elsewhere(tmp_path: Path, size: st
 
 
 @needs_root
-def test_a_full_temporary_directory_is_named(tmp_path: Path) -> None:
+def test_a_full_temporary_directory_is_named(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     mount = 'mount -t tmpfs -o size=1m small "$TMPDIR" && exec "$@"'
     wrapper = ["unshare", "-m", "sh", "-c", mount, "sh"]
     done = run(["shell", "--", "true"], wrapper=wrapper, TMPDIR=str(tmp_path))
     assert done.returncode == 3
-    assert f"no space left in {tmp_path}; free some or set $TMPDIR" in done.stderr
+    assert f"no space left in {tmp_path}" in done.stderr
+    assert "set $TMPDIR or $BPFUNIT_CACHE to a place with room" in done.stderr
+    directory = tmp_path_factory.mktemp("tests")
+    done = run_pytest(directory, "6.12", wrapper=wrapper, TMPDIR=str(tmp_path))
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "set $TMPDIR or $BPFUNIT_CACHE to a place with room" in done.stderr
     done = run(["doctor"], wrapper=wrapper, TMPDIR=str(tmp_path))
     assert done.returncode == 1
     assert "point TMPDIR to a directory with room" in done.stdout
