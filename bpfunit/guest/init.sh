@@ -7,7 +7,9 @@
 # or: bpfunit.snapshot, a guest to take a snapshot of. Then a Python from the initramfs gets warm
 # first (/warm.sh, zygote.py), and DIR comes over port 2 once the snapshot was restored.
 # Ports: 1 is the command's standard input and output, 2 is for reports, a line each:
-#   ready         the snapshot can be taken; answered by "DIR TIME SEED" in a restored guest
+#   clock S       seconds since the boot, for the host to see whether the clock runs at its rate
+#   ready S       the same a second later; the snapshot can be taken. Answered by "again" for the two
+#                 once more, and in a restored guest by "DIR TIME SEED"
 #   up            the command starts
 #   beat          the guest is alive, every two seconds
 #   exit N        the command ended with status N
@@ -63,8 +65,15 @@ if [ -n "$warm" ]; then
   /bin/busybox umount -l /warm/proc
   /bin/busybox umount -l /warm/dev
   /bin/busybox rm -rf /warm /bytecode
-  echo ready >&3
-  read -r dir rest <&3
+  dir=again
+  while [ "$dir" = again ]; do
+    read -r seconds rest </proc/uptime
+    echo "clock $seconds" >&3
+    /bin/busybox sleep 1
+    read -r seconds rest </proc/uptime
+    echo "ready $seconds" >&3
+    read -r dir rest <&3
+  done
   echo "$dir $rest" >&5
 fi
 

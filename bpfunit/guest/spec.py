@@ -17,6 +17,7 @@ from bpfunit.guest.accel import choose, qemu
 from bpfunit.guest.bytecode import archive
 from bpfunit.guest.errors import GuestError
 from bpfunit.guest.image import boot_files
+from bpfunit.guest.tsc import tsc_khz
 
 if TYPE_CHECKING:
     from bpfunit.kernels import Kernel
@@ -160,6 +161,7 @@ class GuestSpec:
             "boots": boots.parent.name,
             "memory": self.memory,
             "cpus": self.cpus,
+            "words": _KERNEL_WORDS,
             "packages": [str(package) for package in self.packages],
         }
         initramfs = Path(argv[argv.index("-initrd") + 1])
@@ -168,7 +170,7 @@ class GuestSpec:
             why = f"boots since its snapshot failed: {found.failed}; "
             return {"start": f"{why}remove {found.slot} to try again", "snapshot": None}
         worker["path"] = found.path
-        lines = snapshot.command_lines(argv, found.slot, self.memory, _KERNEL_WORDS)
+        lines = snapshot.command_lines(argv, found.slot, self.memory, _kernel_words(accel))
         start = "" if found.ready else "makes a snapshot first, once, which takes as long as a boot"
         return {"start": start, "snapshot": {"slot": str(found.slot), **lines}}
 
@@ -205,7 +207,7 @@ class GuestSpec:
             "tcg": ["-accel", "tcg", "-cpu", "max,la57=off"],
             "icount": ["-accel", "tcg", "-icount", "shift=0,sleep=off", "-cpu", "max,la57=off"],
         }[accel]
-        append = f"bpfunit.dir={directory} {_KERNEL_WORDS} {self.append}"
+        append = f"bpfunit.dir={directory} {_kernel_words(accel)} {self.append}"
         # fmt: off
         return [
             qemu()[0], "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
@@ -227,6 +229,12 @@ class GuestSpec:
             *self.qemu_args,
         ]
         # fmt: on
+
+
+def _kernel_words(accel: str) -> str:
+    """Return the kernel's command line, with the rate at which the guest's counter will run."""
+    rate = tsc_khz() if accel == "tcg" else None
+    return f"{_KERNEL_WORDS} tsc_early_khz={rate}" if rate else _KERNEL_WORDS
 
 
 def unusual_start(directory: Path) -> str:

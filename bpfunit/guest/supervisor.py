@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 _CHUNK = 1 << 18
 _TEST_GRACE = 20.0  # the guest ends a test that takes too long by itself; a stuck kernel cannot
+_CLOCK_TRIES, _CLOCK_TOLERANCE = 5, 0.1
 _GRACE = 3.0  # seconds for a hung kernel to print where it hangs, and for QEMU to end
 
 
@@ -246,22 +247,49 @@ class Supervisor:
                 raise SnapshotError(f"QEMU does not save the guest: {found.get('error-desc', '')}")
             time.sleep(0.02)
         self._end_qemu()
+        self._reports = b""
         for name in ("ram", "console", "state"):  # the last one makes it valid
             (slot / f"{name}.new").replace(slot / name)
 
     def _wait_until_warm(self, console: Path) -> None:
+        """Wait until the guest can be saved, with a clock that runs as ours does.
+
+        A guest that calibrates its clock on a busy machine can come out wrong by a factor; here all
+        guests after it would inherit that. What is wrong once may be a pause of ours: ask again.
+        """
+        for _ in range(_CLOCK_TRIES):
+            before, guest_before = self._await_line("clock", console)
+            after, guest_after = self._await_line("ready", console)
+            if self._status["ended"]:
+                return
+            rate = (guest_after - guest_before) / (after - before)
+            if abs(rate - 1) < _CLOCK_TOLERANCE:
+                return
+            self._report.sendall(b"again\n")
+        raise SnapshotError(f"the clock of the guest for it runs at {rate:.2f} times ours")
+
+    def _await_line(self, word: str, console: Path) -> tuple[float, float]:
+        """Return when a line of the guest came that starts with a word, and the number in it."""
         assert self._qemu is not None
-        said = b""
-        self._report.setblocking(False)
         deadline = time.monotonic() + float(self._description["boot_timeout"])  # type: ignore[arg-type]
-        while not self._status["ended"] and b"ready\n" not in said:
-            with contextlib.suppress(BlockingIOError):
-                said += self._report.recv(_CHUNK)
-            if self._qemu.poll() is not None or time.monotonic() > deadline:
-                last = console.read_bytes().decode(errors="replace").splitlines()[-5:]
-                raise SnapshotError("the guest for it did not get ready: " + " | ".join(last))
-            self._serve_controller(0.02)
-        self._report.setblocking(True)
+        self._report.setblocking(False)
+        try:
+            while not self._status["ended"]:
+                with contextlib.suppress(BlockingIOError):
+                    self._reports += self._report.recv(_CHUNK)
+                line, end, rest = self._reports.partition(b"\n")
+                if end:
+                    self._reports = rest
+                    if line.startswith(word.encode()):
+                        return time.monotonic(), float(line.split()[1])
+                elif self._qemu.poll() is not None or time.monotonic() > deadline:
+                    last = console.read_bytes().decode(errors="replace").splitlines()[-5:]
+                    raise SnapshotError("the guest for it did not get ready: " + " | ".join(last))
+                else:
+                    self._serve_controller(0.01)
+        finally:
+            self._report.setblocking(True)
+        return 0.0, 0.0
 
     def _restore(self, slot: Path) -> None:
         self._ignore_shared_memory()

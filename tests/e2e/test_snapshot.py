@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import time
+from pathlib import Path
 from xml.etree import ElementTree
 
+import execnet
 import pytest
 
 from bpfunit._paths import cache_dir
+from bpfunit.guest.spec import GuestSpec
+from bpfunit.guest.tsc import tsc_khz
+from bpfunit.kernels import resolve
 
 pytestmark = pytest.mark.host
 pytest_plugins = ["pytester"]
@@ -95,6 +102,28 @@ def test_a_snapshot_that_does_not_load_is_named_and_the_guest_boots(
     finally:
         for name in ("failed", "state", "meta.json"):
             (slot / name).unlink(missing_ok=True)
+
+
+def test_a_guest_whose_clock_runs_wrong_is_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest that is told half its counter's rate counts two seconds for each of ours."""
+    rate = tsc_khz()
+    assert rate is not None
+    monkeypatch.setattr("bpfunit.guest.spec.tsc_khz", lambda: rate // 2)
+    xspec = GuestSpec(resolve(KERNEL), memory=640).prepare(tmp_path / "guest")
+    described = json.loads((tmp_path / "guest" / "guest.json").read_text())
+    slot = Path(described["snapshot"]["slot"])
+    group = execnet.Group()
+    try:
+        gateway = group.makegateway(xspec)  # the guest boots all the same
+        assert gateway.remote_exec("channel.send(1)").receive(timeout=300) == 1
+        found = re.search(r"runs at ([0-9.]+) times ours", (slot / "failed").read_text())
+        assert found is not None
+        assert float(found[1]) == pytest.approx(2, abs=0.3)
+    finally:
+        group.terminate(timeout=5)
+        shutil.rmtree(slot)
 
 
 def test_it_can_be_switched_off(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bpfunit.guest import snapshot, zygote
+from bpfunit.guest import snapshot, tsc, zygote
 
 pytestmark = pytest.mark.host
 
@@ -111,3 +111,16 @@ def test_bytecode_comes_with_its_source_and_libraries_by_the_names_they_are_load
     archive = (slot / "initramfs").read_bytes()
     for loaded in ("lib64/ld-linux-x86-64.so.2", "libc.so.6", sys.executable.lstrip("/")):
         assert f"{loaded}\0".encode() in archive
+
+
+def test_the_counters_rate_is_the_same_on_an_idle_and_on_a_busy_machine() -> None:
+    idle = tsc.tsc_khz()
+    assert idle is not None
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
+    try:
+        tsc.tsc_khz.cache_clear()
+        assert tsc.tsc_khz() == pytest.approx(idle, rel=0.01)
+    finally:
+        for one in busy:
+            one.kill()
+            one.wait()
