@@ -61,8 +61,8 @@ def boot_files(image: Path, release: str, modules_root: Path | None) -> tuple[Pa
             if not initramfs.exists():
                 unpacked = unpack(image)
                 if unpacked is not None:
-                    _write_whole(kernel, unpacked)
-                _write_whole(initramfs, _initramfs(release, modules_root))
+                    write_whole(kernel, unpacked)
+                write_whole(initramfs, _initramfs(release, modules_root))
     return (kernel if kernel.exists() else image), initramfs
 
 
@@ -130,7 +130,8 @@ def _note_types(notes: bytes) -> Iterator[int]:
         at += 12 + (name + 3) // 4 * 4 + (description + 3) // 4 * 4
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that others see whole or not at all."""
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
         file.write(content)
     Path(file.name).replace(path)

@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import site
 import subprocess
@@ -31,15 +32,16 @@ from filelock import FileLock
 from virtme.cpiowriter import CpioWriter, FileMetaData
 
 from bpfunit._paths import cache_dir
+from bpfunit.guest.accel import qemu
 from bpfunit.guest.errors import GuestError
+from bpfunit.guest.image import write_whole
 
 _FORMAT = 3  # of what a slot holds; count up when it changes in a way the key does not show
-_HERE = Path(__file__).resolve().parent
 _TREE = "warm"  # below this directory of the initramfs lies what the warm Python reads
 # Snapshots are removed when another is made: those not used for so long, and the oldest above so
 # many, but none that was used within the hour.
 _KEPT_DAYS, _KEPT, _HOUR = 14, 16, 3600
-_ZYGOTE = str(_HERE / "zygote.py")
+_ZYGOTE = str(Path(__file__).resolve().with_name("zygote.py"))
 
 # Variables that an interpreter reads before any of our code runs; beside HOME, for a user's own
 # packages.
@@ -87,7 +89,7 @@ def find(kind: dict[str, Any], environment: dict[str, str], initramfs: Path) -> 
     digest = hashlib.sha256(json.dumps(name, sort_keys=True).encode()).hexdigest()[:16]
     slot = cache_dir() / "snapshots" / f"{kind['release']}-{digest}"
     slot.mkdir(parents=True, exist_ok=True)
-    mark = _mark(kind)
+    mark = _mark()
     with FileLock(slot / "list.lock"):
         meta = _meta(slot)
         if meta.get("mark") != mark or not _unchanged(meta["files"]):
@@ -97,20 +99,17 @@ def find(kind: dict[str, Any], environment: dict[str, str], initramfs: Path) -> 
                     (slot / old).unlink(missing_ok=True)
             meta = {"mark": mark, **_list_files(early)}
             _write_initramfs(slot / "initramfs", initramfs, meta, early)
-            _write_whole(slot / "meta.json", json.dumps(meta).encode())
+            write_whole(slot / "meta.json", json.dumps(meta).encode())
             _remove_unused(slot)
     os.utime(slot)
     return Snapshot(slot, (slot / "state").exists(), _failed(slot), meta["path"])
 
 
-def _mark(kind: dict[str, Any]) -> str:
-    """Return a digest of all that a snapshot depends on beside the files that Python reads."""
-    from bpfunit.guest.accel import qemu
-
+def _mark() -> str:
+    """Return a digest of what a snapshot depends on beside its kind and the files Python reads."""
     path, version = qemu()
     binary = Path(path).stat()
-    parts: list[Any] = [_FORMAT, kind, path, version, binary.st_size, binary.st_mtime_ns]
-    parts.append(_processor())
+    parts = [_FORMAT, path, version, binary.st_size, binary.st_mtime_ns, _processor()]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
@@ -177,16 +176,11 @@ def _write_initramfs(path: Path, base: Path, meta: dict[str, Any], early: dict[s
             tree.add(Path(name))
         tree.directory(Path("/proc"))
         tree.directory(Path("/dev"))
-        words = " ".join(_quoted(word) for word in (sys.executable, "-u", _ZYGOTE))
-        variables = " ".join(f"{name}={_quoted(value)}" for name, value in early.items())
-        script = f"exec /bin/busybox env -i {variables} /bin/busybox chroot /{_TREE} {words}\n"
-        tree.file("warm.sh", script.encode(), 0o755, 0)
+        command = ["/bin/busybox", "env", "-i", *(f"{name}={early[name]}" for name in early)]
+        command += ["/bin/busybox", "chroot", f"/{_TREE}", sys.executable, "-u", _ZYGOTE]
+        tree.file("warm.sh", f"exec {shlex.join(command)}\n".encode(), 0o755, 0)
         tree.close()
     Path(file.name).replace(path)
-
-
-def _quoted(word: str) -> str:
-    return "'" + word.replace("'", "'\\''") + "'"
 
 
 class _Tree:
@@ -260,12 +254,6 @@ class _Tree:
 
 def _name(path: Path) -> bytes:
     return os.fsencode(Path(_TREE) / path.relative_to("/"))
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    new = path.with_suffix(".new")
-    new.write_bytes(content)
-    new.replace(path)
 
 
 def _remove_unused(kept: Path) -> None:
