@@ -10,20 +10,20 @@ Load an object, fill its maps, run a program with a crafted context, look at wha
 
 from __future__ import annotations
 
-from bpfunit.attach import attach
-from bpfunit.btf import BtfError, Types, load_types
-from bpfunit.bulk import BulkResult, BulkRun
-from bpfunit.context import BpfSockAddr, ContextError
 from bpfunit.engines import NotApplicableError
 from bpfunit.errors import BpfunitError, FieldError, FieldValueError, NotFoundError, SyscallError
-from bpfunit.logs import LogLine
-from bpfunit.maps import Map
-from bpfunit.net import IP, Endpoint, ip, ip4, ip6, port
-from bpfunit.object import Object, load
-from bpfunit.program import Program
-from bpfunit.result import Result
-from bpfunit.tailcalls import ProgArray, Spy, TailCall
-from bpfunit.verifier import LoadError, VerifierError
+from bpfunit.objects.logs import LogLine
+from bpfunit.objects.maps import Map
+from bpfunit.objects.object import Object, load
+from bpfunit.objects.verifier import LoadError, VerifierError
+from bpfunit.progtypes.sock_addr import BpfSockAddr, ContextError
+from bpfunit.runs.attach import attach
+from bpfunit.runs.bulk import BulkResult, BulkRun
+from bpfunit.runs.program import Program
+from bpfunit.runs.result import Result
+from bpfunit.tailcalls.tailcalls import ProgArray, Spy, TailCall
+from bpfunit.values.btf import BtfError, Types, load_types
+from bpfunit.values.net import IP, Endpoint, ip, ip4, ip6, port
 
 __all__ = [
     "IP",

@@ -28,10 +28,10 @@ from bpfunit.rewrite.stubs import (
     HelperStub,
     SequenceStub,
 )
-from bpfunit.tailcalls import ProgArray
+from bpfunit.tailcalls.tailcalls import ProgArray
 
 if TYPE_CHECKING:
-    from bpfunit.maps import Map
+    from bpfunit.objects.maps import Map
 
 __all__ = [
     "Argument",

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from bpfunit._sys import bpf, libbpf
 from bpfunit._sys.uapi import AttachType, MapType, ProgType
-from bpfunit.btf import KIND_ENUM, KIND_FUNC, NAMED_KINDS, SPELLED
 from bpfunit.errors import BpfunitError, NotFoundError, SyscallError
 from bpfunit.rewrite import insn
+from bpfunit.values.btf import KIND_ENUM, KIND_FUNC, NAMED_KINDS, SPELLED
 
 MODULE = "bpfunit_testrun"
 

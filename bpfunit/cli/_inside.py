@@ -11,7 +11,7 @@ from typing import Any
 import bpfunit
 from bpfunit.cli._values import with_addresses
 from bpfunit.errors import BpfunitError
-from bpfunit.records import is_address, read_address
+from bpfunit.values.records import is_address, read_address
 
 _SOCKET_TYPES = {
     "stream": socket.SOCK_STREAM,

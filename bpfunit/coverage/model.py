@@ -13,8 +13,8 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from bpfunit.coverage.probes import Kind, Mode, Probe
+from bpfunit.rewrite.code import ProgramCode
 from bpfunit.rewrite.flow import Flow
-from bpfunit.rewrite.program import ProgramCode
 
 
 class Location(NamedTuple):

@@ -14,9 +14,9 @@ from bpfunit.coverage.path import Path
 from bpfunit.coverage.probes import Mode, count_probes, place_probes, surviving_probes
 from bpfunit.coverage.template import Template
 from bpfunit.rewrite import ambient
+from bpfunit.rewrite.code import Image, ProgramCode
 from bpfunit.rewrite.flow import RewriteError
 from bpfunit.rewrite.patcher import Patcher
-from bpfunit.rewrite.program import Image, ProgramCode
 from bpfunit.rewrite.valuemap import ValueMap
 
 Hits = dict[str, dict[int, int]]

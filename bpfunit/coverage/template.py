@@ -11,9 +11,9 @@ import hashlib
 from collections.abc import Sequence
 
 from bpfunit._sys import bpf, uapi
+from bpfunit.rewrite.code import Image, ProgramCode
 from bpfunit.rewrite.insn import PSEUDO_MAP_VALUE, SLOT_SIZE
 from bpfunit.rewrite.patcher import Patched
-from bpfunit.rewrite.program import Image, ProgramCode
 
 _IMM = slice(4, 8)  # where a slot keeps its 32-bit immediate
 _BPF_F_RDONLY_PROG = 1 << 7  # uapi linux/bpf.h: what libbpf gives .rodata

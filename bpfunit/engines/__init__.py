@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from bpfunit.errors import BpfunitError, NotFoundError
 
 if TYPE_CHECKING:
-    from bpfunit.program import Program
+    from bpfunit.runs.program import Program
 
 DEFAULT = "testrun"
 
@@ -59,7 +59,7 @@ class Engine(Protocol):
 
 _factories: dict[str, Callable[[], Engine]] = {}
 _made: dict[str, Engine] = {}
-_MODULES = {"testrun": "testrun", "connect": "connect", "both": "both"}
+_MODULES = {"testrun": "testrun", "connect": "live", "both": "both"}
 
 
 def register(name: str, factory: Callable[[], Engine]) -> None:

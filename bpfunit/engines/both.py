@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
-from bpfunit.context import BpfSockAddr
 from bpfunit.engines import Engine, NotApplicableError, RawOutcome, Request, get, register
 from bpfunit.engines.state import ProgramState, State
 from bpfunit.errors import BpfunitError, SyscallError
+from bpfunit.progtypes.sock_addr import BpfSockAddr
 
 if TYPE_CHECKING:
-    from bpfunit.program import Program
+    from bpfunit.runs.program import Program
 
 _RETRIES = 8  # runs on either engine that look for the program's own chance
 _CONTEXT_SHOWN = 60  # struct bpf_sock_addr in front of the socket pointer

@@ -12,7 +12,7 @@ from types import TracebackType
 from bpfunit._sys import bpf, uapi
 from bpfunit._sys.uapi import Cmd, MapType
 from bpfunit.engines import NotApplicableError
-from bpfunit.maps import Map
+from bpfunit.objects.maps import Map
 
 # (the map's name and id, the key's bytes) to the value's bytes; a socket's storage has the key b""
 State = dict[tuple[str, bytes], bytes]

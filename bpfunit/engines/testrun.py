@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from bpfunit._sys import bpf
 from bpfunit._sys.uapi import Cmd, ProgType, TestRunAttr
-from bpfunit.context import SOCK_ADDR_SIZE
 from bpfunit.engines import RawOutcome, Request, register
 from bpfunit.errors import SyscallError
+from bpfunit.progtypes.sock_addr import SOCK_ADDR_SIZE
 
 if TYPE_CHECKING:
-    from bpfunit.program import Program
+    from bpfunit.runs.program import Program
 
 ENOTSUPP = 524  # include/linux/errno.h, not known to libc
 _SK_OFFSET = 64  # offsetof(struct bpf_sock_addr, sk)

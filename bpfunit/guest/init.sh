@@ -5,7 +5,7 @@
 # Kernel command line: bpfunit.dir=DIR, a directory of the host with
 #   env       shell assignments: environment, and BPFUNIT_CWD, BPFUNIT_COMMAND, BPFUNIT_MODULES
 # or: bpfunit.snapshot, a guest to take a snapshot of. Then a Python from the initramfs gets warm
-# first (/warm.sh, zygote.py), and DIR comes over port 2 once the snapshot was restored.
+# first (/warm.sh, warm.py), and DIR comes over port 2 once the snapshot was restored.
 # Ports: 1 is the command's standard input and output, 2 is for reports, a line each:
 #   clock S       seconds since the boot, for the host to see whether the clock runs at its rate
 #   ready S       the same a second later; the snapshot can be taken. Answered by "again" for the two

@@ -2,7 +2,7 @@
 
 Under software emulation a guest takes seconds to boot and more of them to import pytest. So the
 first guest of a kind is booted for the snapshot alone: its Python runs from the initramfs, imports
-what every worker imports, and waits (``zygote.py``). QEMU then saves the machine's state and leaves
+what every worker imports, and waits (``warm.py``). QEMU then saves the machine's state and leaves
 its memory in a file. Later guests map that file copy-on-write, go on where it waits, and only then
 mount the host's files: a mounted 9p cannot be saved, and would show the files of the past.
 
@@ -41,7 +41,7 @@ _TREE = "warm"  # below this directory of the initramfs lies what the warm Pytho
 # Snapshots are removed when another is made: those not used for so long, and the oldest above so
 # many, but none that was used within the hour.
 _KEPT_DAYS, _KEPT, _HOUR = 14, 16, 3600
-_ZYGOTE = str(Path(__file__).resolve().with_name("zygote.py"))
+_WARM = str(Path(__file__).resolve().with_name("warm.py"))
 
 # Variables that an interpreter reads before any of our code runs; beside HOME, for a user's own
 # packages.
@@ -154,7 +154,7 @@ def _unchanged(files: dict[str, list[int]]) -> bool:
 def _list_files(early: dict[str, str]) -> dict[str, Any]:
     """Return the files that a warm interpreter reads, with size and time of change."""
     done = subprocess.run(
-        [sys.executable, "-u", _ZYGOTE, "list"],
+        [sys.executable, "-u", _WARM, "list"],
         cwd="/",
         env=early,
         capture_output=True,
@@ -177,7 +177,7 @@ def _write_initramfs(path: Path, base: Path, meta: dict[str, Any], early: dict[s
         tree.directory(Path("/proc"))
         tree.directory(Path("/dev"))
         command = ["/bin/busybox", "env", "-i", *(f"{name}={early[name]}" for name in early)]
-        command += ["/bin/busybox", "chroot", f"/{_TREE}", sys.executable, "-u", _ZYGOTE]
+        command += ["/bin/busybox", "chroot", f"/{_TREE}", sys.executable, "-u", _WARM]
         tree.file("warm.sh", f"exec {shlex.join(command)}\n".encode(), 0o755, 0)
         tree.close()
     Path(file.name).replace(path)

@@ -1,7 +1,7 @@
 """The pytest plugin: runs the items in guests, and gives BPF tests their fixtures.
 
 The modules it loads: ``options`` (command line, markers), ``host`` (the controller's half of a run
-in guests), ``guestside`` (the worker's half), and what tests use.
+in guests), ``worker`` (the worker's half), and what tests use.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     options.register_markers(config)
     if in_guest():
-        from bpfunit.plugin import guestside
+        from bpfunit.plugin import worker
 
-        guestside.register(config)
+        worker.register(config)
     elif config.option.kernel and not config.option.collectonly:
         if not hasattr(config, "workerinput"):
             from bpfunit.plugin import host

@@ -21,8 +21,8 @@ from bpfunit.bench.clock import KernelClock, Mode, mode_of_guest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bpfunit.program import Program
-    from bpfunit.result import Result
+    from bpfunit.runs.program import Program
+    from bpfunit.runs.result import Result
 
 _ATTRIBUTE = "bpfunit_benchmark"
 _clock = KernelClock()
@@ -54,7 +54,7 @@ class BpfBenchmark:
                 interrupt of the guest counts as instructions too: it comes every few million.
             floor: an empty program for the same hook; what it takes is the fixed cost of the run
                 loop, kept beside the figure as ``extra_info["floor_ns"]``.
-            **crafted: the context, as for :meth:`bpfunit.program.Program.run`.
+            **crafted: the context, as for :meth:`bpfunit.runs.program.Program.run`.
 
         Returns:
             The result of the last round.

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 import bpfunit
-from bpfunit import _native, explain, session
+from bpfunit import _native
 from bpfunit.guest import in_guest
-from bpfunit.net import explain_difference
 from bpfunit.rewrite import ambient
+from bpfunit.runs import explain
+from bpfunit.runs import observation as session
+from bpfunit.values.net import explain_difference
 
 _DEFAULT_OBJECT = "bpf/build/hook.bpf.o"
 

@@ -20,7 +20,7 @@ import execnet
 from bpfunit.errors import BpfunitError
 from bpfunit.guest.spec import GuestSpec
 from bpfunit.kernels import module_for, resolve
-from bpfunit.plugin.guestside import LABEL_VARIABLE
+from bpfunit.plugin.worker import LABEL_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -21,8 +21,8 @@ from bpfunit.guest.spec import GuestSpec, unusual_start
 from bpfunit.kernels import Kernel, load_catalogue, modules_for, resolve_many
 from bpfunit.plugin.bench import HostBenchmarks
 from bpfunit.plugin.engines import choose_for
-from bpfunit.plugin.guestside import HOST_ITEMS, LABEL_VARIABLE, TEST_TIMEOUT_VARIABLE
 from bpfunit.plugin.scheduler import MatrixScheduling
+from bpfunit.plugin.worker import HOST_ITEMS, LABEL_VARIABLE, TEST_TIMEOUT_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from bpfunit.rewrite import ambient
+from bpfunit.rewrite.callback import SECTIONS, install, instrumented
+from bpfunit.rewrite.code import Image, Instrumentation, ProgramCode, Trial
 from bpfunit.rewrite.flow import Flow, RewriteError
-from bpfunit.rewrite.hook import SECTIONS, install, instrumented
 from bpfunit.rewrite.insn import Insn, decode, encode
 from bpfunit.rewrite.liveness import Liveness
 from bpfunit.rewrite.patcher import Patched, Patcher
-from bpfunit.rewrite.program import Image, Instrumentation, ProgramCode, Trial
 
 __all__ = [
     "SECTIONS",

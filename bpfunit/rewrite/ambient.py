@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from bpfunit.rewrite.program import Instrumentation
+from bpfunit.rewrite.code import Instrumentation
 
 
 class RunObserver(Protocol):

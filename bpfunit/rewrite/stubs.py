@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 from bpfunit.errors import BpfunitError
 from bpfunit.rewrite import insn as i
+from bpfunit.rewrite.code import ProgramCode
 from bpfunit.rewrite.helpers import helper_number
 from bpfunit.rewrite.insn import Insn
 from bpfunit.rewrite.patcher import Patcher
-from bpfunit.rewrite.program import ProgramCode
 from bpfunit.rewrite.valuemap import ValueMap
 
 

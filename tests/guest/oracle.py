@@ -17,12 +17,12 @@ from dataclasses import dataclass, fields, replace
 
 import bpfunit
 from bpfunit import engines
-from bpfunit.context import BpfSockAddr
 from bpfunit.engines import NotApplicableError, RawOutcome, Request
-from bpfunit.engines.connect import ConnectEngine, arrange
-from bpfunit.engines.connect.crafted import Crafted, words_of
+from bpfunit.engines.live import ConnectEngine, arrange
+from bpfunit.engines.live.crafted import Crafted, words_of
 from bpfunit.errors import SyscallError
 from bpfunit.netns import NetworkNamespace
+from bpfunit.progtypes.sock_addr import BpfSockAddr
 
 _FIRST = bytes(4)  # the key of the only entry of an array
 STREAM, DGRAM, RAW = socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW

@@ -15,8 +15,8 @@ from types import TracebackType
 
 from bpfunit._sys import bpf, uapi
 from bpfunit._sys.uapi import AttachType, Cmd, MapType, ProgType
-from bpfunit.context import HOOKS, SOCK_ADDR_SIZE, BpfSockAddr, craft
 from bpfunit.errors import SyscallError
+from bpfunit.progtypes.sock_addr import HOOKS, SOCK_ADDR_SIZE, BpfSockAddr, craft
 from bpfunit.rewrite import insn as asm
 from bpfunit.rewrite.insn import Insn
 
@@ -85,7 +85,7 @@ class RawProgram(Descriptor):
         return self
 
     def craft(self, **crafted: object) -> BpfSockAddr:
-        """Fill a context for this program's hook, as :func:`bpfunit.context.craft` does."""
+        """Fill a context for this program's hook, as ``progtypes.sock_addr.craft`` does."""
         return craft(HOOKS[self.attach_type], **crafted)  # type: ignore[arg-type]
 
     def run(

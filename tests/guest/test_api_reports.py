@@ -7,7 +7,9 @@ from collections.abc import Callable
 import pytest
 
 import bpfunit
-from bpfunit import Object, explain, ip, port, session
+from bpfunit import Object, ip, port
+from bpfunit.runs import explain
+from bpfunit.runs import observation as session
 
 from ..objects import compiled
 

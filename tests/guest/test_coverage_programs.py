@@ -16,9 +16,9 @@ from bpfunit.coverage import CoverageRecorder, Mode
 from bpfunit.coverage.counts import conservation_errors
 from bpfunit.coverage.model import Model, describe
 from bpfunit.coverage.probes import count_probes, place_probes
+from bpfunit.objects.verifier import VerifierError
 from bpfunit.rewrite import Image, Patcher, ProgramCode, encode, insn
 from bpfunit.rewrite.valuemap import ValueMap
-from bpfunit.verifier import VerifierError
 
 from ..objects import compiled
 from .random_programs import random_program

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from bpfunit.context import SOCK_ADDR_SIZE, BpfSockAddr
-from bpfunit.net import ip4, port
+from bpfunit.progtypes.sock_addr import SOCK_ADDR_SIZE, BpfSockAddr
+from bpfunit.values.net import ip4, port
 
 pytestmark = pytest.mark.guest
 

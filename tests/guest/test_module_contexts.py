@@ -10,8 +10,8 @@ import pytest
 
 from bpfunit._sys import bpf, uapi
 from bpfunit._sys.uapi import AttachType, Cmd
-from bpfunit.context import HOOKS
 from bpfunit.errors import SyscallError
+from bpfunit.progtypes.sock_addr import HOOKS
 from bpfunit.rewrite import insn as asm
 
 from . import rawrun

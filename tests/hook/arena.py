@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 from bpfunit import BpfSockAddr, ip, port
-from bpfunit.context import craft
+from bpfunit.progtypes.sock_addr import craft
 
 from . import model
 from .mesh import netns_cookie

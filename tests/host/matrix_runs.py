@@ -13,7 +13,7 @@ from typing import Any
 
 WORKER = """
 import os, pytest
-from bpfunit.plugin.guestside import _rename
+from bpfunit.plugin.worker import _rename
 
 LABEL = os.environ.get("LABEL", "")
 

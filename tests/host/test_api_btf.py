@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bpfunit import BtfError, FieldError, FieldValueError, NotFoundError, Types, ip, load_types
-from bpfunit.records import encode
+from bpfunit.values.records import encode
 from tests.objects import compiled
 
 

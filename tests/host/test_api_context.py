@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from bpfunit import BpfSockAddr, ContextError, FieldValueError, ip4, ip6, port
-from bpfunit.context import HOOKS, Hook, craft
+from bpfunit.progtypes.sock_addr import HOOKS, Hook, craft
 
 CONNECT4 = Hook(socket.AF_INET, "connect")
 CONNECT6 = Hook(socket.AF_INET6, "connect")

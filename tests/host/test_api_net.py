@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bpfunit import IP, Endpoint, ip, ip4, ip6, port
-from bpfunit.net import explain_difference
+from bpfunit.values.net import explain_difference
 
 
 def stored(value: int) -> bytes:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bpfunit.guest import snapshot, tsc, zygote
+from bpfunit.guest import snapshot, tsc, warm
 
 pytestmark = pytest.mark.host
 
@@ -93,7 +93,7 @@ path = sys.argv.pop()
 runpy.run_path(path)["warm"]()
 print(type(sys.modules["bpfunit"].__loader__).__name__, "hypothesis" in sys.modules)
 """
-    command = [sys.executable, "-c", code, zygote.__file__]
+    command = [sys.executable, "-c", code, warm.__file__]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["AssertionRewritingHook", "True"]
 

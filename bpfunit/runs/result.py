@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from bpfunit.context import BpfSockAddr
 from bpfunit.errors import BpfunitError, NotFoundError
-from bpfunit.net import Endpoint
+from bpfunit.progtypes.sock_addr import BpfSockAddr
+from bpfunit.values.net import Endpoint
 
 if TYPE_CHECKING:
-    from bpfunit.logs import LogLine
-    from bpfunit.tailcalls import TailCall
+    from bpfunit.objects.logs import LogLine
+    from bpfunit.tailcalls.tailcalls import TailCall
 
 _ADDRESSES = 60  # the part of struct bpf_sock_addr in front of the socket pointer
 

@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 from bpfunit._sys import bpf
 from bpfunit._sys.uapi import AttachType, ProgType
-from bpfunit.context import HOOKS, SOCK_ADDR_SIZE, BpfSockAddr
 from bpfunit.errors import BpfunitError
-from bpfunit.maps import Map
+from bpfunit.objects.maps import Map
+from bpfunit.progtypes.sock_addr import HOOKS, SOCK_ADDR_SIZE, BpfSockAddr
 from bpfunit.rewrite import insn as i
+from bpfunit.rewrite.code import ProgramCode
 from bpfunit.rewrite.insn import Insn
 from bpfunit.rewrite.patcher import Patcher
-from bpfunit.rewrite.program import ProgramCode
 from bpfunit.rewrite.valuemap import ValueMap
 
 if TYPE_CHECKING:
-    from bpfunit.program import Program
+    from bpfunit.runs.program import Program
 
 _CAPACITY = 128  # records of one run; the kernel allows 33 tail calls, each is at most two records
 _HEADER = 8  # how many records were written, u64

@@ -13,8 +13,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from bpfunit._sys.uapi import AttachType
 from bpfunit.errors import BpfunitError
-from bpfunit.net import Endpoint, EndpointLike, port
-from bpfunit.records import StructRecord, array_type
+from bpfunit.values.net import Endpoint, EndpointLike, port
+from bpfunit.values.records import StructRecord, array_type
 
 SOCK_ADDR_SIZE = 72  # sizeof(struct bpf_sock_addr) since Linux 5.3, which added the sk pointer
 

@@ -28,14 +28,14 @@ _SYS_FINIT_MODULE = 313  # arch/x86/entry/syscalls/syscall_64.tbl
 def register(config: pytest.Config) -> None:
     """Set up the worker: load the kernel module, know the kernel's name."""
     label = os.environ.get(LABEL_VARIABLE, os.uname().release)
-    config.pluginmanager.register(GuestSide(config, label), "bpfunit-guestside")
+    config.pluginmanager.register(WorkerSide(config, label), "bpfunit-worker")
     if config.pluginmanager.hasplugin("benchmark"):
         config.pluginmanager.register(GuestBenchmarks(label), "bpfunit-guest-benchmarks")
     # A test id copied from a report names the kernel, the file system does not.
     config.args[:] = [re.sub(r"(::.*)@[^@\]:]+$", r"\1", arg) for arg in config.args]
 
 
-class GuestSide:
+class WorkerSide:
     """Hooks of the worker.
 
     Args:

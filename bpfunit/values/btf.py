@@ -16,9 +16,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bpfunit import records
 from bpfunit._sys import libbpf
 from bpfunit.errors import BpfunitError, NotFoundError
+from bpfunit.values import records
 
 _MAGIC = 0xEB9F
 _LISTED = 60  # how many names an error shows: enough for a hook's own types

@@ -10,14 +10,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bpfunit import _native, engines
-from bpfunit.context import SOCK_ADDR_SIZE, BpfSockAddr
 from bpfunit.errors import BpfunitError, FieldValueError, NotFoundError, SyscallError
-from bpfunit.maps import Map
-from bpfunit.net import Endpoint
-from bpfunit.tailcalls import CallRecorder, TailCall
+from bpfunit.objects.maps import Map
+from bpfunit.progtypes.sock_addr import SOCK_ADDR_SIZE, BpfSockAddr
+from bpfunit.tailcalls.tailcalls import CallRecorder, TailCall
+from bpfunit.values.net import Endpoint
 
 if TYPE_CHECKING:
-    from bpfunit.program import Program
+    from bpfunit.runs.program import Program
 
 _EINTR = 4
 _CALLS_ROOM = 1 << 14  # tail-call records gathered before Python takes them over
@@ -307,7 +307,7 @@ def _loop_in_python(
     repeat: int,
     recorder: CallRecorder | None,
 ) -> None:
-    from bpfunit.program import socket_for
+    from bpfunit.runs.program import socket_for
 
     make: Callable[[BpfSockAddr], socket.socket | None] = socket_for if fresh else lambda _: None
     with _ready(engine, program) as run:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from bpfunit.engines.connect.cgroup import Cgroup
-from bpfunit.program import Program
+from bpfunit.engines.live.cgroup import Cgroup
+from bpfunit.runs.program import Program
 
 
 @contextmanager

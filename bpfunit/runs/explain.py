@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from bpfunit.context import BpfSockAddr
 from bpfunit.errors import BpfunitError
-from bpfunit.maps import Map
-from bpfunit.result import Result
-from bpfunit.session import Session
+from bpfunit.objects.maps import Map
+from bpfunit.progtypes.sock_addr import BpfSockAddr
+from bpfunit.runs.observation import Session
+from bpfunit.runs.result import Result
 
 _RUNS = 5  # the last runs decide; what came before rarely does
 _ENTRIES = 40
@@ -44,7 +44,7 @@ def _change(m: Map, what: str, key: Any, value: Any) -> str:
 def _shown(ctype: Any, value: Any) -> str:
     """Show a value as its map's type where it was given as a dict, so that addresses read well."""
     if isinstance(value, (dict, list, tuple)) and ctype is not None:
-        from bpfunit.records import coerce
+        from bpfunit.values.records import coerce
 
         try:
             return repr(coerce("", ctype, value))

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 from bpfunit import engines
 from bpfunit._sys import bpf, uapi
 from bpfunit._sys.uapi import AttachType, ProgType
-from bpfunit.context import HOOKS, BpfSockAddr, ContextError, Hook, craft
 from bpfunit.engines import Request
 from bpfunit.errors import BpfunitError, SyscallError
-from bpfunit.net import EndpointLike
-from bpfunit.result import Result
-from bpfunit.session import Session
+from bpfunit.progtypes.sock_addr import HOOKS, BpfSockAddr, ContextError, Hook, craft
+from bpfunit.runs.observation import Session
+from bpfunit.runs.result import Result
+from bpfunit.values.net import EndpointLike
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from bpfunit.bulk import BulkResult
-    from bpfunit.maps import Map
+    from bpfunit.objects.maps import Map
+    from bpfunit.runs.bulk import BulkResult
 
 # types whose test run takes a packet (bpf_prog_test_run_skb, _xdp, _flow_dissector in net/bpf)
 PACKET_TYPES = frozenset(
@@ -233,9 +233,9 @@ class Program:
     def run_many(self, contexts: Iterable[Any] | bytes, **options: Any) -> BulkResult:
         """Run once for each context, without a Python round trip per field.
 
-        See :func:`bpfunit.bulk.run_many` for the options and the result.
+        See :func:`bpfunit.runs.bulk.run_many` for the options and the result.
         """
-        from bpfunit.bulk import run_many
+        from bpfunit.runs.bulk import run_many
 
         return run_many(self, contexts, **options)
 

@@ -19,9 +19,9 @@ from functools import lru_cache
 from typing import Any
 
 from bpfunit._sys import bpf, libbpf, uapi
+from bpfunit.rewrite.code import Image, Instrumentation, ProgramCode, Trial
 from bpfunit.rewrite.info import FUNC_SIZE, LINE_SIZE
 from bpfunit.rewrite.insn import SLOT_SIZE, Insn, decode
-from bpfunit.rewrite.program import Image, Instrumentation, ProgramCode, Trial
 
 # Sections of libbpf 1.1 whose built-in handler sets types and no more (section_defs in libbpf.c):
 # no attach target to find, no flag to set.

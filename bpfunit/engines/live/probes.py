@@ -22,8 +22,8 @@ from dataclasses import dataclass
 
 from bpfunit._sys import bpf, uapi
 from bpfunit._sys.uapi import AttachType, Cmd, MapType, ProgType
-from bpfunit.context import HOOKS
 from bpfunit.errors import BpfunitError, SyscallError
+from bpfunit.progtypes.sock_addr import HOOKS
 from bpfunit.rewrite import insn as asm
 from bpfunit.rewrite.insn import Insn
 

@@ -9,10 +9,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
-from bpfunit import records
 from bpfunit._sys import bpf, libbpf, uapi
 from bpfunit._sys.uapi import Cmd, MapType
 from bpfunit.errors import FieldValueError, SyscallError
+from bpfunit.values import records
 
 _ENOENT, _E2BIG, _EINVAL, _EOPNOTSUPP, _ENOTSUPP, _ENOSPC, _EFAULT = 2, 7, 22, 95, 524, 28, 14
 _BATCH = 16384  # entries per system call: a few megabytes at most, and a signal is not kept waiting
@@ -22,8 +22,9 @@ class Map(MutableMapping[Any, Any]):
     """One map: ``m[key]``, ``m[key] = value``, ``del m[key]``, ``len``, iteration, ``update``.
 
     Keys and values are of ``key_type`` and ``value_type`` and take whatever
-    :func:`bpfunit.records.coerce` turns into them; bytes where no type is known. A per-CPU map's
-    value is a list with one value for each possible CPU. A socket-storage map is keyed by a socket.
+    :func:`bpfunit.values.records.coerce` turns into them; bytes where no type is known. A per-CPU
+    map's value is a list with one value for each possible CPU. A socket-storage map is keyed by a
+    socket.
 
     Args:
         fd: the map's descriptor; the map does not own it unless ``owned``.

@@ -10,20 +10,21 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from bpfunit import engines, records
+from bpfunit import engines
 from bpfunit._sys import libbpf
 from bpfunit._sys.uapi import MapType
-from bpfunit.btf import BtfError, Types, Variable, raw_btf, types_of
 from bpfunit.errors import BpfunitError, NotFoundError, SyscallError
-from bpfunit.maps import Map
-from bpfunit.names import Names
-from bpfunit.program import Program
-from bpfunit.rewrite import ambient, hook
+from bpfunit.objects.maps import Map
+from bpfunit.objects.verifier import LoadError, load_failure
+from bpfunit.rewrite import ambient, callback
 from bpfunit.rewrite import insn as asm
-from bpfunit.rewrite.program import Instrumentation
-from bpfunit.session import Session
-from bpfunit.tailcalls import CallTracer, ProgArray
-from bpfunit.verifier import LoadError, load_failure
+from bpfunit.rewrite.code import Instrumentation
+from bpfunit.runs.observation import Session
+from bpfunit.runs.program import Program
+from bpfunit.tailcalls.tailcalls import CallTracer, ProgArray
+from bpfunit.values import records
+from bpfunit.values.btf import BtfError, Types, Variable, raw_btf, types_of
+from bpfunit.values.names import Names
 
 _LOG_ROOM = (1 << 24) - 1  # the largest log that kernels before 5.2 take (BPF_LOG_BUF_SIZE)
 _PRINTK_HELPERS = {6, 177}  # bpf_trace_printk, bpf_trace_vprintk
@@ -194,7 +195,7 @@ class Object:
         with libbpf.captured_log() as messages:
             try:
                 if passes:
-                    with hook.instrumented(self._handle, passes):
+                    with callback.instrumented(self._handle, passes):
                         lib.bpf_object__load(self._handle)
                 else:
                     lib.bpf_object__load(self._handle)
@@ -351,7 +352,7 @@ def load(
             all_passes.append(CallTracer(obj.session.recorder()))
         all_passes += ambient.passes()
         if all_passes:
-            hook.install()
+            callback.install()
         obj._open()
         for name, value in (globals or {}).items():
             obj._write_global(name, value)

@@ -6,9 +6,9 @@ import socket
 import struct
 from dataclasses import dataclass
 
-from bpfunit.context import HOOKS, SOCK_ADDR_SIZE, Hook
 from bpfunit.engines import NotApplicableError
-from bpfunit.engines.connect.probes import FIELDS, WORDS, readable_fields
+from bpfunit.engines.live.probes import FIELDS, WORDS, readable_fields
+from bpfunit.progtypes.sock_addr import HOOKS, SOCK_ADDR_SIZE, Hook
 
 _WORDS = struct.Struct(f"={WORDS}I")
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bpfunit.engines import register
-from bpfunit.engines.connect.cgroup import Cgroup, CgroupError
-from bpfunit.engines.connect.engine import ConnectEngine
+from bpfunit.engines.live.cgroup import Cgroup, CgroupError
+from bpfunit.engines.live.engine import ConnectEngine
 
 __all__ = ["Cgroup", "CgroupError", "ConnectEngine"]
 

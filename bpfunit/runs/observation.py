@@ -11,11 +11,11 @@ from contextlib import ExitStack
 from typing import Any
 
 from bpfunit._sys.uapi import MapType
-from bpfunit.logs import LogLine, RingBuffers, TraceReader
-from bpfunit.maps import Map
-from bpfunit.result import Result
+from bpfunit.objects.logs import LogLine, RingBuffers, TraceReader
+from bpfunit.objects.maps import Map
 from bpfunit.rewrite import ambient
-from bpfunit.tailcalls import CallRecorder, ProgArray, TailCall
+from bpfunit.runs.result import Result
+from bpfunit.tailcalls.tailcalls import CallRecorder, ProgArray, TailCall
 
 _KEPT = 20  # runs that a failing test's report can show
 

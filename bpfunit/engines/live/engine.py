@@ -13,17 +13,17 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from bpfunit._sys.uapi import ProgType
-from bpfunit.context import HOOKS, SOCK_ADDR_SIZE
 from bpfunit.engines import NotApplicableError, RawOutcome, Request
-from bpfunit.engines.connect import arrange
-from bpfunit.engines.connect.calls import CALLS, Case
-from bpfunit.engines.connect.cgroup import Cgroup
-from bpfunit.engines.connect.crafted import Crafted, context_bytes, words_of
-from bpfunit.engines.connect.probes import ALWAYS_PROCEED, Probes, Sighting
+from bpfunit.engines.live import arrange
+from bpfunit.engines.live.calls import CALLS, Case
+from bpfunit.engines.live.cgroup import Cgroup
+from bpfunit.engines.live.crafted import Crafted, context_bytes, words_of
+from bpfunit.engines.live.probes import ALWAYS_PROCEED, Probes, Sighting
 from bpfunit.errors import BpfunitError, SyscallError
+from bpfunit.progtypes.sock_addr import HOOKS, SOCK_ADDR_SIZE
 
 if TYPE_CHECKING:
-    from bpfunit.program import Program
+    from bpfunit.runs.program import Program
 
 _SO_COOKIE = 57  # include/uapi/asm-generic/socket.h, since Linux 4.12
 

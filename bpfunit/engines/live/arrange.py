@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 from bpfunit import netns
 from bpfunit._sys import sockets
-from bpfunit.engines.connect.crafted import Crafted
+from bpfunit.engines.live.crafted import Crafted
 
 _TCP_REPAIR = 19
 _IP_FREEBIND, _IP_BIND_ADDRESS_NO_PORT = 15, 24

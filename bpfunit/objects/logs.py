@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bpfunit._sys import bpf, libbpf
-from bpfunit.maps import Map
-from bpfunit.records import INTEGERS
+from bpfunit.objects.maps import Map
+from bpfunit.values.records import INTEGERS
 
 _TRACEFS = Path("/sys/kernel/tracing")
 # "   task-123   [000] d..31  12.345678: bpf_trace_printk: text" (Documentation/trace/ftrace.rst)

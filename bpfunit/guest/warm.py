@@ -36,7 +36,7 @@ _MODULES = (
     "hypothesis.strategies",
     "bpfunit",
     "bpfunit.faults",
-    "bpfunit.plugin.guestside",
+    "bpfunit.plugin.worker",
     "bpfunit.plugin.fixtures",
     "bpfunit.cli._inside",
 )

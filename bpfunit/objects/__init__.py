@@ -1,0 +1,1 @@
+"""Loaded objects: files, maps, globals, logs, what the verifier said."""

@@ -1,0 +1,1 @@
+"""Program types: what is crafted for each, and what its run tells."""

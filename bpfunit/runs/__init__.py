@@ -1,0 +1,1 @@
+"""Runs of a program: one, many, and what was observed of each."""

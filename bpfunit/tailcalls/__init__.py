@@ -1,0 +1,1 @@
+"""Tail calls: spies, and the chain that a run made."""

@@ -1,0 +1,1 @@
+"""Values of tests: addresses, C types and their Python forms; they know no kernel."""
