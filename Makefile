@@ -26,7 +26,7 @@ KERNEL_ARGS := $(foreach kernel,$(KERNELS),--kernel $(kernel))
 OBJECT_ARGS := $(if $(OBJECT),--bpf-object $(abspath $(OBJECT)))
 
 .DELETE_ON_ERROR:
-.PHONY: help vmtest test check bench coverage mutants docs kmod bpf clean setup setup-test
+.PHONY: help vmtest test check bench coverage mutants docs findings kmod bpf clean setup setup-test
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -73,6 +73,10 @@ mutants: bpf ## break the hook in many small ways; every one has to be noticed
 docs: setup-test ## build the documentation into build/docs and check its links
 	$(Q)$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
 	$(Q)$(BIN)/python docs/check_links.py build/docs
+
+findings: ## run what surprised us in other tools again (fetches their packages; not part of test)
+	$(Q)failed=; for one in findings/*.sh; do echo "== $$one =="; bash "$$one" || failed="$$failed $$one"; done; \
+		[ -z "$$failed" ] || { echo "no longer so:$$failed"; exit 1; }
 
 clean: ## remove what was built (the cache of kernels stays)
 	$(Q)rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
