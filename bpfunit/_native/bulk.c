@@ -3,8 +3,8 @@
  * The loop of Program.run_many(): BPF_PROG_TEST_RUN once per context, with what belongs to each run
  * (its socket, its socket's storage, its tail calls) gathered before the next one starts.
  *
- * A shared library without dependencies, compiled on first use; bpfunit/runs/bulk.py has the same loop
- * in Python for machines without a C compiler. The structures are mirrored in
+ * A shared library without dependencies, compiled on first use; bpfunit/runs/bulk.py has the same
+ * loop in Python for machines without a C compiler. The structures are mirrored in
  * bpfunit/_native/__init__.py.
  */
 #include <errno.h>
