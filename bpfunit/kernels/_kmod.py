@@ -24,7 +24,7 @@ RECIPE = "2"
 
 BUILD_TIMEOUT_S = 600
 
-_SOURCES = ("Kbuild", "*.c", "*.h", "*.S")
+_SUFFIXES = (".c", ".h", ".S")
 _DECIDING = re.compile(r"\berror:|\bundefined!|^ERROR:|\*\*\*|No such file|Permission denied")
 _SHOWN_LINES = 12
 
@@ -75,8 +75,23 @@ def modules_for(kernels: Sequence[Kernel]) -> list[Path]:
 
 
 def source_files(source: Path) -> list[Path]:
-    """Return the files that a build of the module needs."""
-    return sorted(file for pattern in _SOURCES for file in source.glob(pattern))
+    """Return what a build of the module needs, relative to its source, at any depth.
+
+    What a build by hand leaves there is none of it: kbuild writes C files named ``*.mod.c``.
+    """
+    files = [Path("Kbuild")] if (source / "Kbuild").exists() else []
+    for file in source.rglob("*"):
+        generated = file.name.startswith(".") or file.name.endswith(".mod.c")
+        if file.suffix in _SUFFIXES and not generated and file.is_file():
+            files.append(file.relative_to(source))
+    return sorted(files)
+
+
+def copy_sources(source: Path, work: Path) -> None:
+    """Copy what a build of the module needs, directories kept."""
+    for file in source_files(source):
+        (work / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source / file, work / file)
 
 
 def _module_name(source: Path) -> str:
@@ -95,7 +110,7 @@ def _key(kernel: Kernel, source: Path) -> str:
     assert kernel.headers is not None
     digest = hashlib.sha256(f"{RECIPE}\0{kernel.release}\0".encode())
     for file in source_files(source):
-        digest.update(f"{file.name}\0".encode() + file.read_bytes() + b"\0")
+        digest.update(f"{file}\0".encode() + (source / file).read_bytes() + b"\0")
     # A tree that was built again has other symbols and a younger file; its release may be the same.
     for name in ("Module.symvers", "include/generated/autoconf.h"):
         try:
@@ -114,8 +129,7 @@ def _build(kernel: Kernel, source: Path, target: Path, name: str, task: Task) ->
     with building(target) as directory:
         work = directory / "work"
         work.mkdir()
-        for file in source_files(source):
-            shutil.copy(file, work)
+        copy_sources(source, work)
         command = toolchain.command(make_command(kernel, toolchain, work), trees_of(kernel, work))
         code = run_build(command, log, f"{kernel.release}, {toolchain.name}")
         # The copy that was compiled is about to go; the reader wants the file it was copied from.

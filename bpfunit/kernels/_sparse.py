@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from bpfunit._paths import vm_dir
-from bpfunit.kernels._kmod import make_command, run_build, source_files, trees_of
+from bpfunit.kernels._kmod import copy_sources, make_command, run_build, trees_of
 from bpfunit.kernels._progress import Reporter
 from bpfunit.kernels._toolchain import choose
 from bpfunit.kernels.errors import ModuleBuildError
@@ -35,8 +35,7 @@ def sparse(kernel: Kernel) -> list[str]:
                 "name a kernel that this host builds for"
             )
         work = Path(directory)
-        for file in source_files(source):
-            shutil.copy(file, work)
+        copy_sources(source, work)
         log = work / "sparse.log"
         command = [*make_command(kernel, toolchain, work), "C=2"]
         command = toolchain.command(command, trees_of(kernel, work))

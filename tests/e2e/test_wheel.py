@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from bpfunit.kernels._kmod import source_files
+
 ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.host
@@ -51,7 +53,10 @@ def test_the_wheel_carries_the_module_the_catalogue_and_the_templates(wheelhouse
         "bpfunit/report/templates/run.html.j2",
     ):
         assert path in names
-    assert any(name.startswith("bpfunit/_vm/testrun/") and name.endswith(".c") for name in names)
+    carried = {name for name in names if name.startswith("bpfunit/_vm/testrun/")}
+    sources = source_files(ROOT / "vm" / "testrun")
+    assert Path("types/sock_addr.c") in sources
+    assert carried >= {f"bpfunit/_vm/testrun/{file}" for file in sources}
     leftovers = [name for name in names if name.endswith((".ko", ".o", ".pyc", ".cmd"))]
     assert leftovers == []
 

@@ -229,7 +229,7 @@ def unless_older_than(major: int, minor: int) -> Iterator[None]:
 
 def test_module_says_its_version_and_how_many_programs_it_equipped() -> None:
     equipped = MODULE / "parameters" / "programs"
-    assert (MODULE / "version").read_text() == "1\n"
+    assert (MODULE / "version").read_text() == "2\n"
     before = int(equipped.read_text())
     with RawProgram(rawrun.ALLOW):
         assert int(equipped.read_text()) == before + 1

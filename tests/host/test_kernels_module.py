@@ -70,6 +70,26 @@ def test_a_changed_source_is_another_module(kernel, source):
     assert first.read_bytes() != second.read_bytes()
 
 
+def test_a_changed_source_in_a_directory_is_another_module(kernel, source):
+    part = source / "types" / "answer.h"
+    part.parent.mkdir()
+    part.write_text("#define ANSWER 42\n")
+    code = '#include "types/answer.h"\nint answer(void) { return ANSWER; }\n'
+    (source / "thing.c").write_text(code)
+    first = module_for(kernel, source=source)
+    part.write_text("#define ANSWER 43\n")
+    second = module_for(kernel, source=source)
+    assert second != first
+    assert first.read_bytes() != second.read_bytes()
+
+
+def test_what_a_build_by_hand_left_is_no_source(kernel, source):
+    module = module_for(kernel, source=source)
+    (source / "thing.mod.c").write_text("written by kbuild\n")
+    (source / ".thing.o.c").write_text("and so is this\n")
+    assert module_for(kernel, source=source) == module
+
+
 def test_a_rebuilt_kernel_of_the_same_release_is_another_kernel(kernel, source):
     first = module_for(kernel, source=source)
     os.utime(kernel.headers / "Module.symvers", ns=(1, 1))

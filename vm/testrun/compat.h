@@ -9,7 +9,6 @@
 #define BPFUNIT_TESTRUN_COMPAT_H
 
 #include <linux/bpf.h>
-#include <linux/err.h>
 #include <linux/filter.h>
 #include <linux/ptrace.h>
 
@@ -52,61 +51,5 @@ static inline void set_uaddr(struct bpf_sock_addr_kern *kern, void *uaddr, u32 l
 	kern->uaddrlen = len;
 #endif
 }
-
-/*
- * What the cgroup runner keeps around a program: since 5.18 a context that
- * bpf_get_retval() and bpf_set_retval() work on, before that nothing.
- */
-struct hook_env {
-#ifdef HAVE_CG_RUN_RETVAL
-	struct bpf_cg_run_ctx cg;
-	struct bpf_prog_array_item item;
-	struct bpf_run_ctx *outer;
-#endif
-};
-
-#ifdef HAVE_CG_RUN_RETVAL
-static inline void hook_env_enter(struct hook_env *env, struct bpf_prog *prog)
-{
-	env->item.prog = prog;
-	env->cg.prog_item = &env->item;
-	env->outer = bpf_set_run_ctx(&env->cg.run_ctx);
-}
-
-static inline void hook_env_leave(struct hook_env *env)
-{
-	bpf_reset_run_ctx(env->outer);
-}
-
-static inline void hook_env_rewind(struct hook_env *env)
-{
-	env->cg.retval = 0;
-}
-
-/* What bpf_prog_run_array_cg() makes of a program's verdict. */
-static inline int hook_env_errno(const struct hook_env *env, bool allowed)
-{
-	if (!allowed && !IS_ERR_VALUE((long)env->cg.retval))
-		return -EPERM;
-	return env->cg.retval;
-}
-#else
-static inline void hook_env_enter(struct hook_env *env, struct bpf_prog *prog)
-{
-}
-
-static inline void hook_env_leave(struct hook_env *env)
-{
-}
-
-static inline void hook_env_rewind(struct hook_env *env)
-{
-}
-
-static inline int hook_env_errno(const struct hook_env *env, bool allowed)
-{
-	return allowed ? 0 : -EPERM;
-}
-#endif
 
 #endif

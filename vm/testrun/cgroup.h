@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* What the cgroup runner keeps around a program, and what it makes of the verdict. */
+#ifndef BPFUNIT_TESTRUN_CGROUP_H
+#define BPFUNIT_TESTRUN_CGROUP_H
+
+#include <linux/bpf.h>
+
+/*
+ * Since 5.18 a context that bpf_get_retval() and bpf_set_retval() work on, before that
+ * nothing.
+ */
+struct cgroup_run {
+#ifdef HAVE_CG_RUN_RETVAL
+	struct bpf_cg_run_ctx cg;
+	struct bpf_prog_array_item item;
+	struct bpf_run_ctx *outer;
+#endif
+};
+
+/* Each run begins with the return value of a hook that nobody has refused. */
+static inline void cgroup_rewind(struct cgroup_run *run)
+{
+#ifdef HAVE_CG_RUN_RETVAL
+	run->cg.retval = 0;
+#endif
+}
+
+void cgroup_enter(struct cgroup_run *run, struct bpf_prog *prog);
+void cgroup_leave(struct cgroup_run *run);
+int cgroup_errno(const struct cgroup_run *run, bool allowed);
+bool cgroup_needs_storage(const struct bpf_prog *prog);
+
+#endif

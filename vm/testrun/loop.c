@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Slices, signals and timing of a run that repeats. Neither RCU nor those who wait for
+ * what the run holds notice how long the whole takes.
+ */
+#include <linux/filter.h>
+#include <linux/math64.h>
+#include <linux/preempt.h>
+#include <linux/rcupdate.h>
+
+#include "loop.h"
+
+int loop_run(struct loop *loop, const struct loop_ops *ops, void *data)
+{
+	int err = 0;
+
+	while (!err) {
+		migrate_disable();
+		rcu_read_lock();
+		ops->slice(loop, data);
+		rcu_read_unlock();
+		migrate_enable();
+
+		if (loop->done == loop->repeat)
+			break;
+		err = signal_pending(current) ? -EINTR : ops->pause(data);
+	}
+	return err;
+}
+
+/* Nanoseconds of one run, the mean. */
+u32 loop_duration(const struct loop *loop)
+{
+	return min_t(u64, div_u64(loop->spent, loop->done), U32_MAX);
+}

@@ -1,0 +1,14 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* The types of programs that get a test run: one file each in this directory. */
+#ifndef BPFUNIT_TESTRUN_TYPES_H
+#define BPFUNIT_TESTRUN_TYPES_H
+
+#include <linux/bpf.h>
+
+/* A type's .test_run. */
+typedef int test_run_fn(struct bpf_prog *prog, const union bpf_attr *kattr,
+			union bpf_attr __user *uattr);
+
+test_run_fn sock_addr_test_run;
+
+#endif
