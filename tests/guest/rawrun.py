@@ -7,11 +7,15 @@ what they find is the module's doing.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
+from typing import TypeVar
+
+import pytest
 
 from bpfunit._sys import bpf, uapi
 from bpfunit._sys.uapi import AttachType, Cmd, MapType, ProgType
@@ -54,8 +58,96 @@ class Descriptor:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What one test run answered; ``ctx`` and ``data`` are no longer than their buffers."""
+
+    retval: int
+    duration: int
+    ctx: bytes
+    ctx_size: int
+    data: bytes
+    data_size: int
+
+    @property
+    def err(self) -> int:
+        """What the hook would hand to the system call: 0 or a negative errno."""
+        return int.from_bytes(self.data[:RESULT_SIZE], "little", signed=True)
+
+
+Program = TypeVar("Program", bound="TypedProgram")
+
+
+class TypedProgram(Descriptor):
+    """A program of raw instructions, of any type.
+
+    Raises:
+        SyscallError: the verifier refused it; the hint is its log.
+    """
+
+    def __init__(self, code: Iterable[Insn], prog_type: int, attach_type: int = 0) -> None:
+        fd, log = bpf.prog_load("raw", prog_type, attach_type, asm.encode(code))
+        if fd < 0:
+            raise SyscallError("load raw program", -fd, log)
+        super().__init__(fd)
+        self.attach_type = attach_type
+
+    def __enter__(self: Program) -> Program:
+        return self
+
+    def request(
+        self,
+        ctx: bytes | None = None,
+        data: bytes | None = None,
+        *,
+        ctx_room: int = 256,
+        data_room: int = RESULT_SIZE,
+        **fields: int,
+    ) -> Answer:
+        """Ask for a test run; ``fields`` are further fields of the request, as they are.
+
+        The answer is in ``last``, too, where it can be seen after a refusal.
+
+        Raises:
+            SyscallError: the request was refused or ended early.
+        """
+        ctx_in, data_in = (
+            ctypes.create_string_buffer(b, max(len(b), 1)) if b is not None else None
+            for b in (ctx, data)
+        )
+        ctx_out = ctypes.create_string_buffer(max(ctx_room, 1))
+        data_out = ctypes.create_string_buffer(max(data_room, 1))
+        attr = uapi.TestRunAttr(prog_fd=self.fd)
+        attr.data_out, attr.data_size_out = ctypes.addressof(data_out), data_room
+        attr.ctx_out, attr.ctx_size_out = ctypes.addressof(ctx_out), ctx_room
+        if ctx_in is not None:
+            attr.ctx_in, attr.ctx_size_in = ctypes.addressof(ctx_in), len(ctx or b"")
+        if data_in is not None:
+            attr.data_in, attr.data_size_in = ctypes.addressof(data_in), len(data or b"")
+        for name, value in fields.items():
+            setattr(attr, name, value)
+        try:
+            bpf.call_checked("run raw program", Cmd.PROG_TEST_RUN, attr)
+        finally:
+            self.last = Answer(
+                attr.retval,
+                attr.duration,
+                ctx_out.raw[:ctx_room],
+                attr.ctx_size_out,
+                data_out.raw[:data_room],
+                attr.data_size_out,
+            )
+        return self.last
+
+    def refuses(self, expected: int, *args: bytes | None, **fields: int) -> None:
+        """Assert that a request fails with this errno."""
+        with pytest.raises(SyscallError) as refused:
+            self.request(*args, **fields)
+        assert errno.errorcode[refused.value.errno or 0] == errno.errorcode[expected]
+
+
+@dataclass(frozen=True)
 class Run:
-    """What one test run answered."""
+    """What one test run of a ``cgroup_sock_addr`` program answered."""
 
     retval: int
     duration: int
@@ -64,25 +156,13 @@ class Run:
     err: int
 
 
-class RawProgram(Descriptor):
-    """A ``cgroup_sock_addr`` program of raw instructions.
-
-    Raises:
-        SyscallError: the verifier refused it; the hint is its log.
-    """
+class RawProgram(TypedProgram):
+    """A ``cgroup_sock_addr`` program of raw instructions."""
 
     def __init__(
         self, code: Iterable[Insn], attach_type: int = AttachType.CGROUP_INET4_CONNECT
     ) -> None:
-        insns = asm.encode(code)
-        fd, log = bpf.prog_load("raw", ProgType.CGROUP_SOCK_ADDR, attach_type, insns)
-        if fd < 0:
-            raise SyscallError("load raw program", -fd, log)
-        super().__init__(fd)
-        self.attach_type = attach_type
-
-    def __enter__(self) -> RawProgram:
-        return self
+        super().__init__(code, ProgType.CGROUP_SOCK_ADDR, attach_type)
 
     def craft(self, **crafted: object) -> BpfSockAddr:
         """Fill a context for this program's hook, as ``progtypes.sock_addr.craft`` does."""
@@ -96,27 +176,14 @@ class RawProgram(Descriptor):
         Raises:
             SyscallError: the request was refused or ended early.
         """
-        given = bytes(ctx) if ctx is not None else b""
-        ctx_in = ctypes.create_string_buffer(given, max(len(given), 1))
-        ctx_out = ctypes.create_string_buffer(max(out_size, SOCK_ADDR_SIZE))
-        data_out = ctypes.create_string_buffer(RESULT_SIZE)
-        attr = uapi.TestRunAttr(prog_fd=self.fd)
-        attr.data_out, attr.data_size_out = ctypes.addressof(data_out), RESULT_SIZE
-        attr.ctx_out, attr.ctx_size_out = ctypes.addressof(ctx_out), out_size
-        if ctx is not None:
-            attr.ctx_in, attr.ctx_size_in = ctypes.addressof(ctx_in), len(given)
-        for name, value in fields.items():
-            setattr(attr, name, value)
-        try:
-            bpf.call_checked("run raw program", Cmd.PROG_TEST_RUN, attr)
-        finally:
-            self.last = (attr.retval, attr.duration, ctx_out.raw, attr.ctx_size_out)
+        given = bytes(ctx) if ctx is not None else None
+        answer = self.request(given, ctx_room=out_size, **fields)
         return Run(
-            retval=attr.retval,
-            duration=attr.duration,
-            ctx=BpfSockAddr.from_buffer_copy(ctx_out.raw),
-            ctx_size=attr.ctx_size_out,
-            err=int.from_bytes(data_out.raw, "little", signed=True),
+            retval=answer.retval,
+            duration=answer.duration,
+            ctx=BpfSockAddr.from_buffer_copy(answer.ctx.ljust(SOCK_ADDR_SIZE, b"\0")),
+            ctx_size=answer.ctx_size,
+            err=answer.err,
         )
 
 
@@ -139,6 +206,14 @@ class Cells(Descriptor):
         )
         bpf.call_checked("read cells", Cmd.MAP_LOOKUP_ELEM, attr)
         return struct.unpack(f"={self.count}I", value.raw)
+
+    def clear(self) -> None:
+        """Set all cells to 0."""
+        key, value = ctypes.c_uint32(0), ctypes.create_string_buffer(4 * self.count)
+        attr = uapi.MapElemAttr(
+            map_fd=self.fd, key=ctypes.addressof(key), value=ctypes.addressof(value)
+        )
+        bpf.call_checked("clear cells", Cmd.MAP_UPDATE_ELEM, attr)
 
 
 def record(cells: Cells, offsets: Iterable[int]) -> list[Insn]:

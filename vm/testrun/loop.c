@@ -7,8 +7,16 @@
 #include <linux/math64.h>
 #include <linux/preempt.h>
 #include <linux/rcupdate.h>
+#include <linux/sched.h>
 
 #include "loop.h"
+
+/* The pause of a type whose runs hold nothing that others could wait for. */
+int loop_rest(void *data)
+{
+	cond_resched();
+	return 0;
+}
 
 int loop_run(struct loop *loop, const struct loop_ops *ops, void *data)
 {

@@ -25,6 +25,7 @@ struct loop_ops {
 	int (*pause)(void *data);
 };
 
+int loop_rest(void *data);
 int loop_run(struct loop *loop, const struct loop_ops *ops, void *data);
 u32 loop_duration(const struct loop *loop);
 

@@ -24,6 +24,7 @@
 /* By type of program; a type without .test_run here is left alone. */
 static const struct bpf_prog_ops equipment[] = {
 	[BPF_PROG_TYPE_CGROUP_SOCK_ADDR] = {.test_run = sock_addr_test_run},
+	[BPF_PROG_TYPE_CGROUP_DEVICE] = {.test_run = cgroup_device_test_run},
 };
 
 static atomic_long_t programs_equipped = ATOMIC_LONG_INIT(0);

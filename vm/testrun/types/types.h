@@ -10,5 +10,6 @@ typedef int test_run_fn(struct bpf_prog *prog, const union bpf_attr *kattr,
 			union bpf_attr __user *uattr);
 
 test_run_fn sock_addr_test_run;
+test_run_fn cgroup_device_test_run;
 
 #endif
