@@ -22,8 +22,10 @@ from bpfunit.runs.bulk import BulkResult, BulkRun
 from bpfunit.runs.program import Program
 from bpfunit.runs.result import Result
 from bpfunit.tailcalls.tailcalls import ProgArray, Spy, TailCall
-from bpfunit.values.btf import BtfError, Types, load_types
+from bpfunit.values.btf import Types
+from bpfunit.values.layout import BtfError
 from bpfunit.values.net import IP, Endpoint, ip, ip4, ip6, port
+from bpfunit.values.typefiles import load_types
 
 __all__ = [
     "IP",

@@ -17,13 +17,15 @@ class NotFoundError(BpfunitError, LookupError):
         operation: what was being looked up, for example ``"look up map"``.
         name: the name asked for.
         available: the names there are, in the order to list them.
+        hint: what the reader can do about it, or "".
     """
 
-    def __init__(self, operation: str, name: object, available: list[str]) -> None:
+    def __init__(self, operation: str, name: object, available: list[str], hint: str = "") -> None:
         self.name = name
         self.available = available
         listing = ", ".join(available) if available else "(none)"
-        super().__init__(f"{operation}: no {name!r}; there is: {listing}")
+        message = f"{operation}: no {name!r}; there is: {listing}"
+        super().__init__(f"{message}\n  {hint}" if hint else message)
 
 
 class SyscallError(BpfunitError, OSError):

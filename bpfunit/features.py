@@ -19,7 +19,8 @@ from bpfunit._sys import bpf, libbpf
 from bpfunit._sys.uapi import AttachType, MapType, ProgType
 from bpfunit.errors import BpfunitError, NotFoundError, SyscallError
 from bpfunit.rewrite import insn
-from bpfunit.values.btf import KIND_ENUM, KIND_FUNC, NAMED_KINDS, SPELLED
+from bpfunit.values import btfbytes
+from bpfunit.values.btf import NAMED_KINDS, SPELLED
 
 MODULE = "bpfunit_testrun"
 
@@ -76,7 +77,7 @@ def _find(name: str, kind: int) -> int:
 def _helper_numbers() -> dict[str, int]:
     """Return the kernel's helpers by name, from ``enum bpf_func_id`` in its BTF."""
     lib, handle = libbpf.lib(), _vmlinux()
-    address = lib.btf__type_by_id(handle, _find("bpf_func_id", KIND_ENUM)) if handle else None
+    address = lib.btf__type_by_id(handle, _find("bpf_func_id", btfbytes.ENUM)) if handle else None
     if not address:
         return {}
     # struct btf_type {name_off; info; size}, then vlen times struct btf_enum {name_off; val}
@@ -127,7 +128,7 @@ def has_helper(helper: str, prog_type: str = "cgroup_sock_addr", attach_type: in
 
 def has_kfunc(name: str) -> bool:
     """Tell whether the kernel (not its modules) has this function in its BTF."""
-    return bool(_find(name, KIND_FUNC))
+    return bool(_find(name, btfbytes.FUNC))
 
 
 def has_map_type(name: str) -> bool:

@@ -82,21 +82,4 @@ struct {
 	__uint(max_entries, 256 * 1024);
 } km_log_event SEC(".maps");
 
-/* Nobody reads this pointer. It keeps what the maps hold in the object's BTF, for tools. */
-union map_contents {
-	struct manager_key manager_key;
-	frontend_key frontend_key;
-	frontend_value frontend_value;
-	service_key service_key;
-	service_value service_value;
-	endpoint_key endpoint_key;
-	endpoint_value endpoint_value;
-	backend_key backend_key;
-	backend_value backend_value;
-	struct sock_storage_data sock_storage_data;
-	struct log_event log_event;
-};
-
-const union map_contents *const km_map_contents;
-
 #endif

@@ -23,8 +23,9 @@ from bpfunit.runs.observation import Session
 from bpfunit.runs.program import Program
 from bpfunit.tailcalls.tailcalls import CallTracer, ProgArray
 from bpfunit.values import records
-from bpfunit.values.btf import BtfError, Types, Variable, raw_btf, types_of
+from bpfunit.values.btf import Types, Variable, raw_btf
 from bpfunit.values.names import Names
+from bpfunit.values.sources import ObjectTypes, TypeSource, named_types, object_types
 
 _LOG_ROOM = (1 << 24) - 1  # the largest log that kernels before 5.2 take (BPF_LOG_BUF_SIZE)
 _PRINTK_HELPERS = {6, 177}  # bpf_trace_printk, bpf_trace_vprintk
@@ -73,7 +74,7 @@ class Object:
         self._resources = ExitStack()
         self._handle = 0
         self._loaded = False
-        self._types: Types | None = None
+        self._types: ObjectTypes | None = None
         self._variables: dict[str, Variable] = {}
         self._sections: dict[str, int] = {}
         self._mapped: dict[str, mmap.mmap] = {}
@@ -85,7 +86,7 @@ class Object:
 
     # -- opening
 
-    def _open(self) -> None:
+    def _open(self, named: tuple[Types, ...] = ()) -> None:
         view = (ctypes.c_char * _LOG_ROOM).from_buffer(self._log)
         opts = libbpf.OpenOpts(
             sz=ctypes.sizeof(libbpf.OpenOpts),
@@ -101,9 +102,9 @@ class Object:
                 hint = "is it a BPF object (clang -target bpf -g -O2)?" if error.errno != 2 else ""
                 raise LoadError(f"open {self.path}", error.errno or 0, messages, hint) from None
         self._resources.callback(lib.bpf_object__close, self._handle)
-        if btf := lib.bpf_object__btf(self._handle):
-            self._types = types_of(raw_btf(btf), self.path.name)
-            self._variables = self._types.variables()
+        btf = lib.bpf_object__btf(self._handle)
+        self._types = object_types(raw_btf(btf) if btf else None, self.path, named)
+        self._variables = self._types.variables()
         for handle in libbpf.each("bpf_object__next_map", self._handle):
             if lib.bpf_map__is_internal(handle):
                 name = lib.bpf_map__name(handle).decode()
@@ -111,13 +112,8 @@ class Object:
 
     @property
     def types(self) -> Types:
-        """The C types by name.
-
-        Raises:
-            BtfError: the object was compiled without them (clang -g makes them).
-        """
-        if self._types is None:
-            raise BtfError(f"read types of {self.path}: it has no BTF; compile it with clang -g")
+        """The C types by name: of its BTF, its DWARF, and the files named by ``types``."""
+        assert self._types is not None, "opened first"
         return self._types
 
     # -- globals
@@ -234,7 +230,7 @@ class Object:
     def _map_types(self, handle: int, given: Any) -> tuple[Any, Any]:
         lib = libbpf.lib()
         ids = (lib.bpf_map__btf_key_type_id(handle), lib.bpf_map__btf_value_type_id(handle))
-        known = [self.types.storage_by_id(i) if i and self._types else None for i in ids]
+        known = [self.types.storage_by_id(i) if i else None for i in ids]
         if given is not None:
             pair = given if isinstance(given, tuple) else (None, given)
             if len(pair) != 2:
@@ -312,6 +308,7 @@ def load(
     *,
     globals: Mapping[str, Any] | None = None,
     map_types: Mapping[str, Any] | None = None,
+    types: TypeSource | Sequence[TypeSource] | None = None,
     programs: Sequence[str] | None = None,
     max_entries: Mapping[str, int] | None = None,
     log_maps: Mapping[str, Any] | None = None,
@@ -325,8 +322,11 @@ def load(
         path: the ELF file.
         globals: values of global variables, set before the load so that ``const volatile`` ones
             count.
-        map_types: ``{map: (key type, value type)}`` by BTF name or ctypes type, for maps that
+        map_types: ``{map: (key type, value type)}`` by C name or ctypes type, for maps that
             declare sizes only.
+        types: where to find types that the object's BTF and DWARF lack: a C header or source, an
+            object, a BTF file, or :func:`bpfunit.load_types` of one with flags for clang; several
+            in a list. ``--bpf-types`` adds to them.
         programs: load only these; by default all that the object marks for loading.
         max_entries: other sizes for maps, for example 1 to have one run full.
         log_maps: ``{ring buffer: record type}`` of the object's own log; by default ring buffers
@@ -340,6 +340,7 @@ def load(
         LoadError: the file cannot be opened or is no BPF object, or the kernel refused a map.
         VerifierError: the verifier refused a program; its last lines are in the message.
         NotFoundError: a name in the options does not exist; the message lists those that do.
+        BtfError: a file of ``types`` has none, or two sources of one name differ.
         LibbpfMissingError: libbpf.so.1 is not installed.
     """
     all_passes: list[Instrumentation] = list(instrument)
@@ -353,7 +354,7 @@ def load(
         all_passes += ambient.passes()
         if all_passes:
             callback.install()
-        obj._open()
+        obj._open(named_types(types))
         for name, value in (globals or {}).items():
             obj._write_global(name, value)
         if programs is not None:

@@ -14,6 +14,7 @@ from bpfunit.plugin import options
 pytest_plugins = (
     "bpfunit.plugin.fixtures",
     "bpfunit.plugin.needs",
+    "bpfunit.plugin.types",
     "bpfunit.plugin.coverage",
     "bpfunit.plugin.bench",
     "bpfunit.plugin.engines",

@@ -41,11 +41,17 @@ def bpf_load(request: pytest.FixtureRequest) -> Iterator[Callable[..., bpfunit.O
         yield load
 
 
+def object_under_test(config: pytest.Config) -> Path:
+    """Return ``--bpf-object FILE``, else where the project's own object is built."""
+    chosen = config.getoption("bpf_object", None)
+    return Path(chosen) if chosen else config.rootpath / _DEFAULT_OBJECT
+
+
 @pytest.fixture(scope="session")
 def bpf_object_path(request: pytest.FixtureRequest) -> Path:
     """Return the object under test: ``--bpf-object FILE``, else the project's own."""
     chosen = request.config.getoption("bpf_object", None)
-    path = Path(chosen) if chosen else request.config.rootpath / _DEFAULT_OBJECT
+    path = object_under_test(request.config)
     if not path.is_file():
         remedy = "say --bpf-object FILE" if chosen is None else "the file does not exist"
         pytest.fail(f"find the object under test: no {path}; build it (make bpf), or {remedy}")

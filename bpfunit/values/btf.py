@@ -9,45 +9,44 @@ from __future__ import annotations
 import ctypes
 import difflib
 import enum
-import os
 import struct
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from bpfunit._sys import libbpf
-from bpfunit.errors import BpfunitError, NotFoundError
+from bpfunit.errors import NotFoundError
+from bpfunit.values import btfbytes as kinds
 from bpfunit.values import records
+from bpfunit.values.layout import BtfError, Layout, require_equal
 
-_MAGIC = 0xEB9F
 _LISTED = 60  # how many names an error shows: enough for a hook's own types
 
-_INT, _PTR, _ARRAY, _STRUCT, _UNION, _ENUM, _FWD, _TYPEDEF = range(1, 9)
-_VOLATILE, _CONST, _RESTRICT, _FUNC, _FUNC_PROTO, _VAR, _DATASEC, _FLOAT = range(9, 17)
-_DECL_TAG, _TYPE_TAG, _ENUM64 = 17, 18, 19
-KIND_ENUM, KIND_FUNC = _ENUM, _FUNC
-_QUALIFIERS = {_TYPEDEF, _VOLATILE, _CONST, _RESTRICT, _TYPE_TAG}
+_QUALIFIERS = {kinds.TYPEDEF, kinds.VOLATILE, kinds.CONST, kinds.RESTRICT, kinds.TYPE_TAG}
 # bytes that follow a type's 12-byte head: (fixed, per element of vlen)
 _TAIL = {
-    _INT: (4, 0),
-    _ARRAY: (12, 0),
-    _STRUCT: (0, 12),
-    _UNION: (0, 12),
-    _ENUM: (0, 8),
-    _FUNC_PROTO: (0, 8),
-    _VAR: (4, 0),
-    _DATASEC: (0, 12),
-    _DECL_TAG: (4, 0),
-    _ENUM64: (0, 12),
+    kinds.INT: (4, 0),
+    kinds.ARRAY: (12, 0),
+    kinds.STRUCT: (0, 12),
+    kinds.UNION: (0, 12),
+    kinds.ENUM: (0, 8),
+    kinds.FUNC_PROTO: (0, 8),
+    kinds.VAR: (4, 0),
+    kinds.DATASEC: (0, 12),
+    kinds.DECL_TAG: (4, 0),
+    kinds.ENUM64: (0, 12),
 }
-SPELLED = {"struct": _STRUCT, "union": _UNION, "enum": _ENUM}
+SPELLED = {"struct": kinds.STRUCT, "union": kinds.UNION, "enum": kinds.ENUM}
 # a name alone means, in this order, what C programmers most likely mean
-NAMED_KINDS = (_TYPEDEF, _STRUCT, _UNION, _ENUM, _ENUM64, _INT, _FLOAT)
-
-
-class BtfError(BpfunitError):
-    """BTF that is missing, malformed, or describes a layout this module cannot make."""
+NAMED_KINDS = (
+    kinds.TYPEDEF,
+    kinds.STRUCT,
+    kinds.UNION,
+    kinds.ENUM,
+    kinds.ENUM64,
+    kinds.INT,
+    kinds.FLOAT,
+)
 
 
 class _Type(NamedTuple):
@@ -101,7 +100,7 @@ class Types:
 
     def _parse(self) -> Iterator[_Type]:
         raw = self._raw
-        if len(raw) < 24 or struct.unpack_from("=H", raw)[0] != _MAGIC:
+        if len(raw) < 24 or struct.unpack_from("=H", raw)[0] != kinds.MAGIC:
             raise BtfError(f"read BTF of {self._source}: no BTF magic of this byte order")
         (header, type_off, type_len, str_off, str_len) = struct.unpack_from("=IIIII", raw, 4)
         strings = raw[header + str_off : header + str_off + str_len]
@@ -124,14 +123,43 @@ class Types:
         Raises:
             NotFoundError: there is no such type; the nearest names come first.
         """
+        found = self.find(name)
+        if found is None:
+            raise self._missing(name)
+        return found
+
+    @property
+    def source(self) -> str:
+        """What the types came from, for errors."""
+        return self._source
+
+    def find(self, name: str) -> Any | None:
+        """Return the type of this C name, None when there is none.
+
+        Raises:
+            BtfError: several types have the name and differ, as in an object linked of several.
+        """
         candidates = self._candidates(name)
-        if not candidates:
-            rest = name.rpartition(" ")[2]
-            near = difflib.get_close_matches(rest, self._index, n=5)
-            others = sorted(n for n in self._index if n not in near)
-            raise NotFoundError(f"look up type in {self._source}", name, [*near, *others][:_LISTED])
-        best = min(candidates, key=lambda i: NAMED_KINDS.index(self._types[i].kind))
-        return self.by_id(best)
+        return self._unambiguous(name, candidates) if candidates else None
+
+    def _missing(self, name: str) -> NotFoundError:
+        return self._not_found(name)
+
+    def _not_found(self, name: str, hint: str = "") -> NotFoundError:
+        names = list(self)
+        near = difflib.get_close_matches(name.rpartition(" ")[2], names, n=5)
+        others = sorted(n for n in names if n not in near)
+        operation = f"look up type in {self._source}"
+        return NotFoundError(operation, name, [*near, *others][:_LISTED], hint)
+
+    def _unambiguous(self, name: str, candidates: list[int]) -> Any:
+        """Return the one type that a name means; an object linked of several may have more."""
+        kind = min(NAMED_KINDS.index(self._types[i].kind) for i in candidates)
+        same = [i for i in candidates if self._types[i].kind == NAMED_KINDS[kind]]
+        first = self.by_id(same[0])
+        for other in same[1:]:
+            require_equal(name, (self._source, first), (self._source, self.by_id(other)))
+        return first
 
     def _candidates(self, name: str) -> list[int]:
         # "unsigned int" has a space too, so only the keywords of tags are taken off
@@ -171,19 +199,19 @@ class Types:
         """Return the global variables of the object's data sections by name."""
         found: dict[str, Variable] = {}
         for section in self._types:
-            if section.kind != _DATASEC:
+            if section.kind != kinds.DATASEC:
                 continue
             for i in range(section.vlen):
                 type_id, offset, size = struct.unpack_from("=III", self._raw, section.tail + 12 * i)
                 var = self._types[type_id]
-                if var.kind == _VAR:
+                if var.kind == kinds.VAR:
                     found[var.name] = Variable(section.name, offset, size, var.size_or_type)
         return found
 
     def _make(self, type_id: int, typedef: str) -> Any:
         info = self._types[type_id]
         if info.kind in _QUALIFIERS:
-            name = info.name if info.kind == _TYPEDEF else typedef
+            name = info.name if info.kind == kinds.TYPEDEF else typedef
             target = self._types[info.size_or_type]
             # one class per type, but an anonymous struct is a class per typedef that names it
             return (
@@ -192,14 +220,14 @@ class Types:
                 else self._make(info.size_or_type, name)
             )
         makers: dict[int, Callable[[_Type, str], Any]] = {
-            _INT: self._make_int,
-            _PTR: lambda *_: ctypes.c_uint64,
-            _ARRAY: self._make_array,
-            _STRUCT: self._make_record,
-            _UNION: self._make_record,
-            _ENUM: self._make_enum,
-            _ENUM64: self._make_enum,
-            _FLOAT: lambda i, _: ctypes.c_float if i.size_or_type == 4 else ctypes.c_double,
+            kinds.INT: self._make_int,
+            kinds.PTR: lambda *_: ctypes.c_uint64,
+            kinds.ARRAY: self._make_array,
+            kinds.STRUCT: self._make_record,
+            kinds.UNION: self._make_record,
+            kinds.ENUM: self._make_enum,
+            kinds.ENUM64: self._make_enum,
+            kinds.FLOAT: lambda i, _: ctypes.c_float if i.size_or_type == 4 else ctypes.c_double,
         }
         if info.kind not in makers:
             raise BtfError(
@@ -219,12 +247,12 @@ class Types:
     def _make_array(self, info: _Type, _name: str) -> Any:
         element, _index, length = struct.unpack_from("=III", self._raw, info.tail)
         resolved = self._strip(element)
-        if self._types[resolved].kind == _INT and self._types[resolved].name == "char":
+        if self._types[resolved].kind == kinds.INT and self._types[resolved].name == "char":
             return records.array_type(ctypes.c_char, length)
         return records.array_type(self._storage(element), length)
 
     def _make_enum(self, info: _Type, name: str) -> Any:
-        wide = info.kind == _ENUM64
+        wide = info.kind == kinds.ENUM64
         members: dict[str, int] = {}
         for i in range(info.vlen):
             if wide:
@@ -245,14 +273,14 @@ class Types:
     def _storage(self, type_id: int) -> Any:
         """Return the ctypes type that holds such a value in memory; enums become integers."""
         info = self._types[self._strip(type_id)]
-        if info.kind in (_ENUM, _ENUM64):
+        if info.kind in (kinds.ENUM, kinds.ENUM64):
             return records.INTEGERS[info.size_or_type, self._enum_signed(info)]
         return self.by_id(type_id)
 
     def _enum_signed(self, info: _Type) -> bool:
         # LLVM before 16 does not say whether an enum is signed; its values then read as __s32, and
         # a negative one is far likelier than one above 2^31
-        if info.kflag or info.kind == _ENUM64:
+        if info.kflag or info.kind == kinds.ENUM64:
             return info.kflag
         values = (
             struct.unpack_from("=i", self._raw, info.tail + 8 * i + 4) for i in range(info.vlen)
@@ -269,7 +297,7 @@ class Types:
             bits = offset >> 24 if info.kflag else 0
             offset = offset & 0xFFFFFF if info.kflag else offset
             target = self._types[self._strip(type_id)]
-            if not info.kflag and target.kind == _INT:
+            if not info.kflag and target.kind == kinds.INT:
                 # before kind_flag, the width sat in the integer type itself
                 word = struct.unpack_from("=I", self._raw, target.tail)[0]
                 width, shift = word & 0xFF, word >> 16 & 0xFF
@@ -278,8 +306,8 @@ class Types:
             yield _Member(self._name_at(name_off), type_id, offset, bits)
 
     def _make_record(self, info: _Type, name: str) -> Any:
-        union = info.kind == _UNION
-        layout = _Layout(name, info.size_or_type, union)
+        union = info.kind == kinds.UNION
+        layout = Layout(name, info.size_or_type, union)
         for member in self._members(info):
             if member.bits:
                 signed = self._is_signed(member.type_id)
@@ -290,82 +318,12 @@ class Types:
 
     def _is_signed(self, type_id: int) -> bool:
         info = self._types[self._strip(type_id)]
-        if info.kind == _INT:
+        if info.kind == kinds.INT:
             return bool(struct.unpack_from("=I", self._raw, info.tail)[0] >> 24 & 1)
         return self._enum_signed(info)
 
 
-class _Layout:
-    """One struct or union under construction: ctypes fields with the padding spelled out."""
-
-    def __init__(self, name: str, size: int, union: bool) -> None:
-        self.name, self.size, self.union = name, size, union
-        self.fields: list[tuple[str, Any]] = []
-        self.anonymous: list[str] = []
-        self.bits: list[records.BitField] = []
-        self.members: dict[str, Any] = {}
-        self.expected: dict[str, int] = {}
-        self.end = 0
-
-    def _pad_to(self, offset: int) -> None:
-        if not self.union and offset > self.end:
-            self.fields.append((f"_pad{len(self.fields)}", ctypes.c_uint8 * (offset - self.end)))
-            self.end = offset
-
-    def add(self, name: str, offset: int, ctype: Any) -> None:
-        """Place a member at a byte offset; an empty name is an anonymous struct or union."""
-        self._pad_to(offset)
-        field = name or f"_anonymous{len(self.fields)}"
-        self.fields.append((field, ctype))
-        self.expected[field] = offset
-        if name:
-            self.members[name] = ctype
-        else:
-            self.anonymous.append(field)
-            self.members.update(ctype._members_)
-            for inner, descriptor in _bit_fields(ctype):
-                moved = 8 * (offset + descriptor.first) + descriptor.shift
-                self.bits.append(records.BitField(inner, moved, descriptor.bits, descriptor.signed))
-        self.end = max(self.end, offset + ctypes.sizeof(ctype))
-
-    def add_bits(self, name: str, bit_offset: int, bits: int, signed: bool) -> None:
-        """Place a bit-field; unnamed ones are padding."""
-        if name:
-            self.bits.append(records.BitField(name, bit_offset, bits, signed))
-            self.members[name] = None
-
-    def finish(self, source: str) -> Any:
-        """Make the class and hold it against BTF's size and offsets."""
-        self._pad_to(self.size)
-        if self.union and self.end < self.size:
-            self.fields.append(("_pad", ctypes.c_uint8 * self.size))
-        base = records.UnionRecord if self.union else records.StructRecord
-        namespace = {
-            "_pack_": 1,
-            "_layout_": "ms",  # Python 3.14 wants it said; without bit-fields it changes nothing
-            "_anonymous_": tuple(self.anonymous),
-            "_fields_": self.fields,
-            "_members_": self.members,
-            "__doc__": f"``{self.name}`` of {source}, {self.size} bytes.",
-            **{bit.name: bit for bit in self.bits},
-        }
-        made: Any = type(self.name, (base,), namespace)
-        offsets = {field: getattr(made, field).offset for field in self.expected}
-        if ctypes.sizeof(made) != self.size or offsets != self.expected:
-            raise BtfError(
-                f"make type {self.name} of {source}: laid out as {ctypes.sizeof(made)} bytes"
-                f" {offsets}, BTF says {self.size} bytes {self.expected}"
-            )
-        return made
-
-
-def _bit_fields(ctype: Any) -> Iterator[tuple[str, records.BitField]]:
-    for name, member in ctype._members_.items():
-        if member is None:
-            yield name, getattr(ctype, name)
-
-
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def types_of(raw: bytes, source: str) -> Types:
     """Return the types of this BTF, parsed once per process: each test loads its object afresh."""
     return Types(raw, source)
@@ -376,24 +334,3 @@ def raw_btf(handle: int) -> bytes:
     size = ctypes.c_uint32()
     address = libbpf.lib().btf__raw_data(handle, ctypes.byref(size))
     return ctypes.string_at(address, size.value)
-
-
-def load_types(path: str | os.PathLike[str]) -> Types:
-    """Read the types of an object file, no kernel needed.
-
-    Raises:
-        BtfError: the file is not an object with BTF (compile with ``clang -g -target bpf``).
-    """
-    lib = libbpf.lib()
-    with libbpf.captured_log() as messages:
-        try:
-            handle = lib.btf__parse(os.fsencode(path), None)
-        except BpfunitError as error:
-            reason = messages[-1] if messages else str(error)
-            raise BtfError(
-                f"read BTF of {os.fspath(path)}: {reason}; compile it with clang -g -target bpf"
-            ) from None
-    try:
-        return types_of(raw_btf(handle), Path(path).name)
-    finally:
-        lib.btf__free(handle)

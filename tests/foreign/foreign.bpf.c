@@ -2,7 +2,9 @@
 /*
  * A second hook with the interface of the first and nothing else in common: the tests must not
  * know how a hook is written. Subprograms in place of inlining, loops in place of unrolling, one
- * body for both families, a destination that is rewritten field by field, log texts of its own.
+ * body for both families, a destination that is rewritten field by field, log texts of its own. Its
+ * BTF has none of the types of keys and values: maps declare sizes, functions take no pointers to
+ * them.
  */
 #include <linux/bpf.h>
 #include <linux/in.h>
@@ -118,20 +120,6 @@ struct {
 } km_log_event SEC(".maps");
 
 volatile __u32 bpf_log_level = 2;
-
-/* One function per type keeps the types of the maps in BTF: it takes pointers to them all. */
-__attribute__((noinline, used)) static int keep_types(struct manager_key *a, frontend_key *b,
-						      frontend_value *c, service_key *d,
-						      service_value *e)
-{
-	return a && b && c && d && e;
-}
-
-__attribute__((noinline, used)) static int keep_more_types(endpoint_key *a, endpoint_value *b,
-							   backend_key *c, backend_value *d)
-{
-	return a && b && c && d;
-}
 
 static __attribute__((noinline)) int complain(__u32 code)
 {
