@@ -25,7 +25,7 @@ from bpfunit.tailcalls.tailcalls import ProgArray, Spy, TailCall
 from bpfunit.values.btf import Types
 from bpfunit.values.layout import BtfError
 from bpfunit.values.net import IP, Endpoint, ip, ip4, ip6, port
-from bpfunit.values.typefiles import load_types
+from bpfunit.values.sources import load_types
 
 __all__ = [
     "IP",

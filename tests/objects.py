@@ -7,9 +7,11 @@ themselves.
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -18,18 +20,38 @@ _BUILD = _ROOT / "build" / "tests"
 _FLAGS = ["-target", "bpf", "-mcpu=v3", "-O2", "-g", "-std=gnu11", "-Wall", "-Wextra", "-Werror"]
 
 
-def compiled(name: str, *defines: str) -> Path:
+def compiled(name: str, *defines: str, clang: str = "clang", flags: Sequence[str] = ()) -> Path:
     """Return the object of ``<name>.bpf.c``, compiled unless its like is there already."""
     source = _SOURCES / f"{name}.bpf.c"
+    headers = b"".join(path.read_bytes() for path in sorted(_SOURCES.glob("*.h")))
     multiarch = sysconfig.get_config_var("MULTIARCH") or ""
-    command = ["clang", *_FLAGS, "-idirafter", f"/usr/include/{multiarch}"]
+    command = [clang, *_FLAGS, *flags, "-idirafter", f"/usr/include/{multiarch}"]
     command += [f"-D{define}" for define in defines]
-    digest = hashlib.sha256(source.read_bytes() + repr(command).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(source.read_bytes() + headers + repr(command).encode()).hexdigest()[:12]
     target = _BUILD / f"{name}-{digest}.bpf.o"
+    return _made(target, lambda partial: [*command, "-c", str(source), "-o", partial])
+
+
+def stripped(path: Path) -> Path:
+    """Return a copy of an object without DWARF, as objects are shipped."""
+    target = path.with_name(f"stripped-{path.name}")
+    return _made(target, lambda partial: ["llvm-strip", "-g", "-o", partial, str(path)])
+
+
+def linked(name: str, *parts: Path) -> Path:
+    """Return one object linked of several by ``bpftool gen object``."""
+    target = _BUILD / f"{name}-{'-'.join(part.name.split('.')[0] for part in parts)}.bpf.o"
+    return _made(target, lambda partial: ["bpftool", "gen", "object", partial, *map(str, parts)])
+
+
+def _made(target: Path, command: Callable[[str], list[str]]) -> Path:
     if not target.exists():
         _BUILD.mkdir(parents=True, exist_ok=True)
         partial = target.with_suffix(".partial")
-        subprocess.run([*command, "-c", str(source), "-o", str(partial)], check=True, timeout=300)
+        path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"  # where Debian 12 has bpftool
+        subprocess.run(
+            command(str(partial)), check=True, timeout=300, env={**os.environ, "PATH": path}
+        )
         partial.rename(target)
     return target
 
@@ -37,3 +59,4 @@ def compiled(name: str, *defines: str) -> Path:
 if __name__ == "__main__":
     for path in sorted(_SOURCES.glob("*.bpf.c")):
         sys.stdout.write(f"{compiled(path.name.removesuffix('.bpf.c'))}\n")
+    stripped(compiled("sized"))

@@ -40,6 +40,10 @@ _OTHERS = {
 }
 
 
+# clang's name for the type of an array's index: 8 bytes here, 4 in its BTF, and in no program
+_INDEX_TYPE = "__ARRAY_SIZE_TYPE__"
+
+
 class DwarfError(BpfunitError):
     """DWARF that cannot be read."""
 
@@ -89,7 +93,7 @@ class _Converter:
         self._index = number  # an integer type for array indices, after all others
         for die in dies:
             self._write(die)
-        self._writer.integer("__ARRAY_SIZE_TYPE__", 4, signed=False, char=False, boolean=False)
+        self._writer.integer("", 4, signed=False, char=False, boolean=False)
 
     def bytes(self) -> bytes:
         return self._writer.bytes()
@@ -130,6 +134,8 @@ class _Converter:
             self._writer.function()
 
     def _write_base(self, die: Any, name: str) -> None:
+        if name == _INDEX_TYPE:
+            name = ""
         size, encoding = _number(die, "DW_AT_byte_size"), _number(die, "DW_AT_encoding")
         if encoding == _FLOAT:
             self._writer.floating(name, size)

@@ -9,14 +9,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from bpfunit.errors import NotFoundError
-from bpfunit.values.btf import Types
-from bpfunit.values.btfbytes import Writer
-from bpfunit.values.layout import require_equal
-from bpfunit.values.typefiles import dwarf_types, load_types
+from bpfunit._sys import libbpf
+from bpfunit.errors import BpfunitError, NotFoundError
+from bpfunit.values import btfbytes
+from bpfunit.values.btf import Types, raw_btf, types_of
+from bpfunit.values.layout import BtfError, require_equal
+from bpfunit.values.typefiles import compiled_types, dwarf_types
 
 TypeSource = str | os.PathLike[str] | Types
-_NO_TYPES = Writer().bytes()
+_NO_TYPES = btfbytes.Writer().bytes()
+_ELF, _C_SUFFIXES = b"\x7fELF", {".h", ".c"}
 
 _session_files: list[tuple[Path, tuple[str, ...]]] = []
 
@@ -110,7 +112,7 @@ class ObjectTypes(Types):
         return [*object.__dir__(self), *self]
 
 
-def object_types(raw: bytes | None, path: Path, named: tuple[Types, ...]) -> ObjectTypes:
+def object_types(raw: bytes | None, path: Path, named: tuple[Types, ...] = ()) -> ObjectTypes:
     """Return the types of an object, made once per process: each test loads it afresh."""
     stat = path.stat()
     return _object_types(raw, path, stat.st_mtime_ns, stat.st_size, named)
@@ -121,3 +123,54 @@ def _object_types(
     raw: bytes | None, path: Path, _mtime: int, _size: int, named: tuple[Types, ...]
 ) -> ObjectTypes:
     return ObjectTypes(raw, path, named)
+
+
+# -- any file
+
+
+def load_types(path: str | os.PathLike[str], flags: Sequence[str] = ()) -> Types:
+    """Read the types of a file, no kernel needed.
+
+    Args:
+        path: a C header or source (``.h``, ``.c``: compiled by clang, every type kept), an object
+            (its BTF and its DWARF), or a file of raw BTF.
+        flags: for clang: include paths and macros.
+
+    Raises:
+        BtfError: the file has no types, or clang refused it.
+    """
+    file = Path(path)
+    try:
+        if file.suffix in _C_SUFFIXES and file.is_file():
+            return compiled_types(file, flags)
+        with file.open("rb") as opened:
+            start = opened.read(4)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise BtfError(f"read types of {os.fspath(path)}: {reason}") from None
+    if start[:2] == btfbytes.MAGIC.to_bytes(2, "little"):
+        return types_of(file.read_bytes(), file.name)
+    if start != _ELF:
+        raise BtfError(
+            f"read types of {os.fspath(path)}: neither a C header or source (.h, .c), nor BTF,"
+            " nor an object (compile it with clang -g -target bpf)"
+        )
+    return _elf_types(file)
+
+
+def _elf_types(file: Path) -> Types:
+    with libbpf.captured_log() as messages:
+        try:
+            handle = libbpf.lib().btf__parse(os.fsencode(file), None)
+        except BpfunitError as error:
+            if dwarf_types(file) is not None:
+                return object_types(None, file)
+            reason = messages[-1] if messages else str(error)
+            raise BtfError(
+                f"read BTF of {file}: {reason}; it has no DWARF either; compile it with clang -g"
+                " -target bpf"
+            ) from None
+    try:
+        return object_types(raw_btf(handle), file)
+    finally:
+        libbpf.lib().btf__free(handle)

@@ -1,6 +1,6 @@
-"""Types from files: objects by BTF or DWARF, BTF files, C headers and sources.
+"""Types that cost seconds to make: of C headers and sources, and of DWARF.
 
-What costs seconds (a compiler's run, DWARF through pyelftools) is kept as BTF in the cache, by what
+A compiler's run and DWARF through pyelftools are kept as BTF in the cache, by what
 it was made from, so that a guest finds what its host made.
 """
 
@@ -18,10 +18,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from bpfunit._paths import cache_dir
-from bpfunit._sys import libbpf
-from bpfunit.errors import BpfunitError
-from bpfunit.values import btfbytes, dwarf
-from bpfunit.values.btf import Types, raw_btf, types_of
+from bpfunit.values import dwarf
+from bpfunit.values.btf import Types, types_of
 from bpfunit.values.layout import BtfError
 
 #: The host's directory of types, for guests, whose root has another home than the host's user.
@@ -29,7 +27,6 @@ DIRECTORY_VARIABLE = "BPFUNIT_TYPES"
 _FORMAT = 1  # of the cached files; count up when the conversion changes
 _COMPILERS = ("clang", *(f"clang-{version}" for version in range(30, 10, -1)))
 _COMPILE_TIMEOUT_S = 300
-_ELF, _C_SUFFIXES = b"\x7fELF", {".h", ".c"}
 _HEADER = 4  # bytes in front of a cached file's list of dependencies: its length
 
 
@@ -109,7 +106,7 @@ def compiled_types(path: Path, flags: Sequence[str] = ()) -> Types:
     Raises:
         BtfError: there is no clang, or it refused the file; its messages are in the error.
     """
-    resolved, clang = path.resolve(), compiler()
+    resolved = path.resolve()
     key = repr((_FORMAT, str(resolved), list(flags), os.getcwd() if flags else ""))  # noqa: PTH109
     name = f"c-{hashlib.sha256(key.encode()).hexdigest()[:32]}.btf"
     kept = _cached(name)
@@ -117,6 +114,7 @@ def compiled_types(path: Path, flags: Sequence[str] = ()) -> Types:
         length = int.from_bytes(kept[:_HEADER], "little")
         if _are_current(json.loads(kept[_HEADER : _HEADER + length])):
             return types_of(kept[_HEADER + length :], path.name)
+    clang = compiler()
     raw, read = _compile(clang, resolved, flags)
     state = json.dumps(_state([clang, *read])).encode()
     _keep(name, len(state).to_bytes(_HEADER, "little") + state + raw)
@@ -165,55 +163,3 @@ def _dependencies(rules: str) -> list[str]:
     """Read the files out of a rule for make, in which a space in a name is escaped."""
     escaped = rules.partition(": ")[2].replace("\\\n", " ").replace("\\ ", "\0")
     return [str(Path(name.replace("\0", " ")).resolve()) for name in escaped.split()]
-
-
-# -- any file
-
-
-def load_types(path: str | os.PathLike[str], flags: Sequence[str] = ()) -> Types:
-    """Read the types of a file, no kernel needed.
-
-    Args:
-        path: a C header or source (``.h``, ``.c``: compiled by clang, every type kept), an object
-            (its BTF, or its DWARF where it has no BTF), or a file of raw BTF.
-        flags: for clang: include paths and macros.
-
-    Raises:
-        BtfError: the file has no types, or clang refused it.
-    """
-    file = Path(path)
-    try:
-        if file.suffix in _C_SUFFIXES and file.is_file():
-            return compiled_types(file, flags)
-        with file.open("rb") as opened:
-            start = opened.read(4)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise BtfError(f"read types of {os.fspath(path)}: {reason}") from None
-    if start[:2] == btfbytes.MAGIC.to_bytes(2, "little"):
-        return types_of(file.read_bytes(), file.name)
-    if start != _ELF:
-        raise BtfError(
-            f"read types of {os.fspath(path)}: neither a C header or source (.h, .c), nor BTF,"
-            " nor an object (compile it with clang -g -target bpf)"
-        )
-    return _object_types(file)
-
-
-def _object_types(file: Path) -> Types:
-    with libbpf.captured_log() as messages:
-        try:
-            handle = libbpf.lib().btf__parse(os.fsencode(file), None)
-        except BpfunitError as error:
-            found = dwarf_types(file)
-            if found is not None:
-                return found
-            reason = messages[-1] if messages else str(error)
-            raise BtfError(
-                f"read BTF of {file}: {reason}; it has no DWARF either; compile it with clang -g"
-                " -target bpf"
-            ) from None
-    try:
-        return types_of(raw_btf(handle), file.name)
-    finally:
-        libbpf.lib().btf__free(handle)
