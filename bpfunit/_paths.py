@@ -22,3 +22,16 @@ def cache_dir() -> Path:
         return Path(explicit)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "bpfunit"
+
+
+def chosen_libbpf() -> str:
+    """Return the path of the libbpf that the user chose, "" for the one that the system finds.
+
+    ``$BPFUNIT_LIBBPF`` names the file. Guests are not given ``$LD_LIBRARY_PATH``; a libbpf that it
+    leads to is used in them all the same.
+    """
+    if explicit := os.environ.get("BPFUNIT_LIBBPF"):
+        return explicit
+    directories = os.environ.get("LD_LIBRARY_PATH", "").replace(";", ":").split(":")
+    found = (Path(directory) / "libbpf.so.1" for directory in directories if directory)
+    return next((str(path.absolute()) for path in found if path.is_file()), "")

@@ -9,13 +9,17 @@ caller decides on.
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+from bpfunit._paths import chosen_libbpf
 from bpfunit.errors import BpfunitError, SyscallError
 
+_SONAME = "libbpf.so.1"
 _MINIMUM = (1, 0)
 _INSTALL = "install it (Debian, Ubuntu: apt install libbpf1; Fedora: dnf install libbpf)"
 
@@ -75,7 +79,7 @@ class ProgHandlerOpts(ctypes.Structure):
 
 
 class LibbpfMissingError(BpfunitError):
-    """libbpf.so.1 is not installed, or is older than 1.0."""
+    """libbpf.so.1 is not installed, or is older than 1.0; or the chosen file is none."""
 
 
 class OpenOpts(ctypes.Structure):
@@ -162,7 +166,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any], _Check | None]] = {
     "libbpf_prog_type_by_name": (
         _int,
         [_str, ctypes.POINTER(_int), ctypes.POINTER(_int)],
-        _Int,
+        _Raw,
     ),
     "libbpf_register_prog_handler": (
         _int,
@@ -189,18 +193,22 @@ def lib() -> Any:
     """Load libbpf once per process, with every signature of the table set.
 
     Raises:
-        LibbpfMissingError: there is no libbpf.so.1, or it lacks a function of the table.
+        LibbpfMissingError: there is no libbpf.so.1, or it lacks a function of the table; or
+            ``$BPFUNIT_LIBBPF`` names none.
     """
+    chosen = chosen_libbpf()
+    name_of_it = f"libbpf {chosen}" if chosen else _SONAME
+    remedy = "name another in BPFUNIT_LIBBPF, or none for the system's" if chosen else _INSTALL
     try:
-        library = ctypes.CDLL("libbpf.so.1", use_errno=True)
+        library = ctypes.CDLL(chosen or _SONAME, use_errno=True)
     except OSError as error:
-        raise LibbpfMissingError(f"load libbpf.so.1: {error}; {_INSTALL}") from None
+        raise LibbpfMissingError(f"load {name_of_it}: {error}; {remedy}") from None
     for name, (restype, argtypes, check) in _SIGNATURES.items():
         try:
             function = getattr(library, name)
         except AttributeError:
             raise LibbpfMissingError(
-                f"load libbpf.so.1: it has no {name}, version 1.0 or later is needed; {_INSTALL}"
+                f"load {name_of_it}: it has no {name}, version 1.0 or later is needed; {remedy}"
             ) from None
         function.restype, function.argtypes = restype, argtypes
         if check is not None:
@@ -208,10 +216,18 @@ def lib() -> Any:
     version = (library.libbpf_major_version(), library.libbpf_minor_version())
     if version < _MINIMUM:
         raise LibbpfMissingError(
-            f"load libbpf.so.1: found {version[0]}.{version[1]}, 1.0 or later is needed; {_INSTALL}"
+            f"load {name_of_it}: found {version[0]}.{version[1]}, 1.0 or later is needed; {remedy}"
         )
     library.libbpf_set_print(_print_callback)
     return library
+
+
+def path() -> Path:
+    """Return the file of the libbpf that this process has loaded."""
+    lib()
+    maps = Path("/proc/self/maps").read_text()
+    found = re.search(r"/\S*libbpf\S*\.so\S*", maps)
+    return Path(found[0] if found else chosen_libbpf() or _SONAME)
 
 
 _libc = ctypes.CDLL(None)

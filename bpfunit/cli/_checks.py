@@ -6,8 +6,6 @@ Versions below which something does not work are stated here with the reason.
 
 from __future__ import annotations
 
-import ctypes
-import ctypes.util
 import os
 import platform
 import re
@@ -22,7 +20,8 @@ from typing import Literal
 
 from virtme.mkinitramfs import find_busybox
 
-from bpfunit._paths import cache_dir, vm_dir
+from bpfunit._paths import cache_dir, chosen_libbpf, vm_dir
+from bpfunit._sys import libbpf
 from bpfunit.cli._common import human_size
 
 Status = Literal["ok", "note", "missing"]
@@ -150,16 +149,18 @@ def check_busybox() -> Finding:
 
 
 def check_libbpf() -> Finding:
-    """Look for libbpf's shared library, which the loader binds."""
+    """Look for libbpf's shared library, which the loader binds: which version, which file, why."""
     purpose = "loads BPF objects (in the guest, which sees this machine's libraries)"
     try:
-        library = ctypes.CDLL("libbpf.so.1")
-    except OSError:
-        return Finding("libbpf", "missing", "no libbpf.so.1", purpose, install_command("libbpf1"))
-    text = library.libbpf_version_string
-    text.restype = ctypes.c_char_p
-    text.argtypes = []
-    return Finding("libbpf", "ok", (text() or b"libbpf.so.1").decode(), purpose)
+        version = (libbpf.lib().libbpf_version_string() or b"").decode()
+    except libbpf.LibbpfMissingError as error:
+        remedy = "unset BPFUNIT_LIBBPF" if chosen_libbpf() else install_command("libbpf1")
+        return Finding("libbpf", "missing", str(error), purpose, remedy)
+    why = ""
+    if chosen_libbpf():
+        explicit = "BPFUNIT_LIBBPF" in os.environ
+        why = f", chosen by {'BPFUNIT_LIBBPF' if explicit else 'LD_LIBRARY_PATH'}, in guests too"
+    return Finding("libbpf", "ok", f"{version} ({libbpf.path()}{why})", purpose)
 
 
 def check_clang() -> Finding:

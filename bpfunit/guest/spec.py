@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bpfunit._paths import cache_dir
+from bpfunit._paths import cache_dir, chosen_libbpf
 from bpfunit.guest import snapshot
 from bpfunit.guest.accel import choose, qemu
 from bpfunit.guest.bytecode import archive
@@ -182,6 +182,8 @@ class GuestSpec:
         }
         variables.update(self.env, BPFUNIT_GUEST="1", BPFUNIT_ACCEL=accel)
         variables["PYTHONDONTWRITEBYTECODE"] = "1"  # it would be gone with the guest
+        if libbpf := chosen_libbpf():
+            variables["BPFUNIT_LIBBPF"] = str(Path(libbpf).absolute())
         if self.module is not None:
             variables["BPFUNIT_MODULE"] = str(self.module)
         return variables

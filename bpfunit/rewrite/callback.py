@@ -11,37 +11,42 @@ program's type and attach type. Programs of other sections load as they are.
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from bpfunit._sys import bpf, libbpf, uapi
-from bpfunit.rewrite.code import Image, Instrumentation, ProgramCode, Trial
+from bpfunit._sys import libbpf
+from bpfunit.rewrite.code import Image, Instrumentation, ProgramCode
 from bpfunit.rewrite.info import FUNC_SIZE, LINE_SIZE
-from bpfunit.rewrite.insn import SLOT_SIZE, Insn, decode
+from bpfunit.rewrite.insn import SLOT_SIZE
+from bpfunit.rewrite.trial import point_at_info, try_load
 
-# Sections of libbpf 1.1 whose built-in handler sets types and no more (section_defs in libbpf.c):
-# no attach target to find, no flag to set.
+# Sections whose built-in handler sets types, and flags that we can set as well (section_defs and
+# libbpf_prepare_prog_load in libbpf.c of 1.1 to 1.7): no attach target to find. An older libbpf
+# does not know them all, and then loads none of them either.
 _CGROUP_SOCK_ADDR = tuple(
     f"cgroup/{call}{family}"
     for call in ("bind", "connect", "sendmsg", "recvmsg", "getpeername", "getsockname")
-    for family in "46"
+    for family in ("4", "6", "_unix")
+    if (call, family) != ("bind", "_unix")
 )
+_XDP_FRAGS = ("xdp.frags", "xdp.frags/devmap", "xdp.frags/cpumap")
 SECTIONS = (
     *_CGROUP_SOCK_ADDR,
-    *("socket", "tc", "classifier", "action", "xdp", "xdp/devmap", "xdp/cpumap"),
+    *("socket", "tc", "classifier", "action", "xdp", "xdp/devmap", "xdp/cpumap", *_XDP_FRAGS),
+    *("tc/ingress", "tc/egress", "tcx/ingress", "tcx/egress", "netkit/primary", "netkit/peer"),
     *("cgroup_skb/ingress", "cgroup_skb/egress", "cgroup/skb", "cgroup/sysctl", "cgroup/dev"),
-    *("cgroup/sock_create", "cgroup/sock_release", "cgroup/post_bind4", "cgroup/post_bind6"),
+    *("cgroup/sock", "cgroup/sock_create", "cgroup/sock_release"),
+    *("cgroup/post_bind4", "cgroup/post_bind6"),
     *("cgroup/getsockopt", "cgroup/setsockopt", "sockops", "sk_lookup", "sk_msg"),
-    *("sk_skb/stream_parser", "sk_skb/stream_verdict", "sk_skb"),
+    *("sk_skb/stream_parser", "sk_skb/stream_verdict", "sk_skb/verdict", "sk_skb"),
     *("sk_reuseport", "sk_reuseport/migrate", "flow_dissector", "perf_event"),
     *("lwt_in", "lwt_out", "lwt_xmit", "lwt_seg6local"),
 )
+_BPF_F_XDP_HAS_FRAGS = 1 << 5  # uapi linux/bpf.h
 _REFUSED = -22  # what the callback returns to make libbpf give up: EINVAL
-_REASON_LINES = 3
 
 
 @dataclass
@@ -62,67 +67,9 @@ class _Session:
 _sessions: list[_Session] = []
 
 
-def _kept_buffer(session: _Session, data: bytes) -> ctypes.Array[ctypes.c_char]:
-    buffer = ctypes.create_string_buffer(data, len(data))
-    session.buffers.append(buffer)
-    return buffer
-
-
 def _set_info(session: _Session, opts: libbpf.ProgLoadOpts, image: Image) -> None:
     """Point the load options at the func_info and line_info of a rewritten program."""
-    if opts.func_info_cnt:
-        opts.func_info = ctypes.addressof(_kept_buffer(session, image.func_info))
-        opts.func_info_cnt = len(image.func_info) // FUNC_SIZE
-        opts.func_info_rec_size = FUNC_SIZE
-    if opts.line_info_cnt:
-        opts.line_info = ctypes.addressof(_kept_buffer(session, image.line_info))
-        opts.line_info_cnt = len(image.line_info) // LINE_SIZE
-        opts.line_info_rec_size = LINE_SIZE
-
-
-def _survivors(fd: int) -> list[Insn]:
-    """Return a loaded program's instructions as the verifier left them."""
-    operation = "read a program back"
-    info = bpf.object_info(operation, fd, uapi.ProgInfo())
-    buffer = ctypes.create_string_buffer(info.xlated_prog_len)
-    request = uapi.ProgInfo(
-        xlated_prog_len=info.xlated_prog_len, xlated_prog_insns=ctypes.addressof(buffer)
-    )
-    bpf.object_info(operation, fd, request)
-    return decode(buffer.raw)
-
-
-def _deciding_lines(log: str) -> str:
-    """Return the last lines of a verifier log that are not statistics."""
-    noise = ("processed ", "verification time", "stack depth")
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    kept = [line for line in lines if not line.startswith(noise)]
-    return "; ".join(kept[-_REASON_LINES:])
-
-
-def _load_once(
-    session: _Session, code: ProgramCode, opts: libbpf.ProgLoadOpts, image: Image
-) -> Trial:
-    """Load a rewritten program beside the real one, ask the kernel what became of it, drop it."""
-    attempt = libbpf.ProgLoadOpts.from_buffer_copy(opts)
-    attempt.sz = ctypes.sizeof(attempt)
-    _set_info(session, attempt, image)
-    attempt.log_level, attempt.log_size, attempt.log_buf = 0, 0, None
-    count = len(image.insns) // SLOT_SIZE
-    arguments = (code.prog_type, code.name.encode(), b"GPL", image.insns, count)
-    load = libbpf.lib().bpf_prog_load
-    fd = load(*arguments, ctypes.byref(attempt))
-    if fd >= 0:
-        try:
-            return Trial(True, "", _survivors(fd))
-        finally:
-            os.close(fd)
-    log = _kept_buffer(session, bytes(1 << 20))
-    attempt.log_level, attempt.log_size, attempt.log_buf = 1, len(log), ctypes.addressof(log)
-    fd = load(*arguments, ctypes.byref(attempt))
-    if fd >= 0:
-        os.close(fd)
-    return Trial(False, _deciding_lines(log.value.decode(errors="replace")) or f"errno {-fd}", ())
+    session.buffers += point_at_info(opts, image)
 
 
 def _records(address: int | None, count: int, size: int, known: int) -> bytes:
@@ -141,7 +88,8 @@ def _read(session: _Session, prog: int, opts: libbpf.ProgLoadOpts) -> ProgramCod
         name=lib.bpf_program__name(prog).decode(),
         section=lib.bpf_program__section_name(prog).decode(),
         prog_type=lib.bpf_program__type(prog),
-        attach_type=opts.expected_attach_type,
+        # not opts.expected_attach_type: libbpf 1.3 to 1.4 fill that in after this callback
+        attach_type=lib.bpf_program__expected_attach_type(prog),
         image=Image(
             ctypes.string_at(lib.bpf_program__insns(prog), size),
             _records(opts.func_info, opts.func_info_cnt, opts.func_info_rec_size, FUNC_SIZE),
@@ -160,7 +108,7 @@ def _read(session: _Session, prog: int, opts: libbpf.ProgLoadOpts) -> ProgramCod
             return string_at(ctypes.c_uint32.from_address(found).value) if found else ""
 
         code.string_at, code.name_of_type = string_at, name_of_type
-    code.try_load = lambda image: _load_once(session, code, opts, image)
+    code.try_load = lambda image: try_load(code, opts, image)
     return code
 
 
@@ -177,6 +125,8 @@ def _rewrite(session: _Session, prog: int, opts: libbpf.ProgLoadOpts) -> None:
 
 def _prepare_load(prog: int, opts: Any, _cookie: int) -> int:
     """Serve libbpf's callback: ctypes would swallow an exception here, so it is kept for later."""
+    if libbpf.lib().bpf_program__section_name(prog).decode() in _XDP_FRAGS:
+        opts.contents.prog_flags |= _BPF_F_XDP_HAS_FRAGS
     if not _sessions:
         return 0
     session = _sessions[-1]
@@ -201,9 +151,9 @@ def install() -> None:
     lib = libbpf.lib()
     for section in SECTIONS:
         prog_type, attach_type = ctypes.c_int(), ctypes.c_int()
-        lib.libbpf_prog_type_by_name(
-            section.encode(), ctypes.byref(prog_type), ctypes.byref(attach_type)
-        )
+        types = (ctypes.byref(prog_type), ctypes.byref(attach_type))
+        if lib.libbpf_prog_type_by_name(section.encode(), *types) < 0:
+            continue  # this libbpf does not know the section
         opts = libbpf.ProgHandlerOpts(prog_prepare_load_fn=_callback)
         opts.sz = ctypes.sizeof(opts)
         lib.libbpf_register_prog_handler(

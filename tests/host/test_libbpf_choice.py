@@ -1,0 +1,63 @@
+"""Which libbpf is loaded, and how a wrong choice is told."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bpfunit._sys import libbpf
+
+pytestmark = pytest.mark.host
+
+
+def doctor(**environment: str) -> str:
+    """Return what ``bpfunit doctor`` says of libbpf, with these variables set."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bpfunit.cli", "doctor", "--json"],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    found = re.search(r'"name": "libbpf",\s*"status": "(.*?)",\s*"found": "(.*?)"', done.stdout)
+    assert found, done.stdout + done.stderr
+    return f"{found[1]}: {found[2]}"
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The system's libbpf under another path."""
+    target = tmp_path / "libbpf.so.1"
+    target.write_bytes(libbpf.path().resolve().read_bytes())
+    return target
+
+
+def test_doctor_names_the_version_and_the_file_of_the_systems_libbpf() -> None:
+    found = doctor()
+    assert re.match(r"ok: v?1\.\d+", found)
+    assert str(libbpf.path()) in found
+
+
+def test_doctor_names_the_file_that_was_chosen(copy: Path) -> None:
+    found = doctor(BPFUNIT_LIBBPF=str(copy))
+    assert found.startswith("ok: ")
+    assert f"{copy}, chosen by BPFUNIT_LIBBPF, in guests too" in found
+
+
+def test_a_library_on_the_loaders_path_is_told_and_used_in_guests(copy: Path) -> None:
+    found = doctor(LD_LIBRARY_PATH=f"/nowhere:{copy.parent}")
+    assert f"{copy}, chosen by LD_LIBRARY_PATH, in guests too" in found
+
+
+def test_a_chosen_file_that_is_no_libbpf_is_an_error_that_says_so(tmp_path: Path) -> None:
+    wrong = tmp_path / "libbpf.so.1"
+    wrong.write_text("no library")
+    found = doctor(BPFUNIT_LIBBPF=str(wrong))
+    assert found.startswith(f"missing: load libbpf {wrong}: ")
+    assert "name another in BPFUNIT_LIBBPF" in found
