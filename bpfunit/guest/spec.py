@@ -15,6 +15,7 @@ from bpfunit._paths import cache_dir, chosen_libbpf
 from bpfunit.guest import snapshot
 from bpfunit.guest.accel import choose, qemu
 from bpfunit.guest.bytecode import archive
+from bpfunit.guest.environment import passed_on, require_visible
 from bpfunit.guest.errors import GuestError
 from bpfunit.guest.image import boot_files
 from bpfunit.guest.tsc import tsc_khz
@@ -24,29 +25,6 @@ if TYPE_CHECKING:
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _SUPERVISOR = Path(__file__).resolve().parent / "supervisor.py"
-
-# Host variables that mean the same in the guest; a name that ends in * is a prefix.
-PASSED = (
-    "BPFUNIT_*",
-    "PYTEST_*",
-    "HYPOTHESIS_*",
-    "PYTHON*",
-    "CI",
-    "HOME",
-    "LANG",
-    "LC_*",
-    "NO_COLOR",
-    "FORCE_COLOR",
-    "PATH",
-    "SOURCE_DATE_EPOCH",
-    "TERM",
-    "TZ",
-    "V",
-    "VIRTUAL_ENV",
-)
-# PYTEST_* that speak of the host's own process.
-_WITHHELD = {"PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"}
-
 
 _KERNEL_WORDS = (
     "console=ttyS0 loglevel=5 panic=-1 oops=panic unknown_nmi_panic=1 random.trust_cpu=on "
@@ -69,7 +47,8 @@ class GuestSpec:
         memory: MiB.
         accel: ``"auto"``, ``"kvm"``, ``"tcg"`` or ``"icount"`` (one guest nanosecond is one guest
             instruction).
-        env: variables for the guest, beside those of the host that are passed on.
+        env: variables for the guest, beside those of the host that are passed on; see
+            :mod:`bpfunit.guest.environment`.
         append: further words for the kernel's command line.
         qemu_args: further arguments for QEMU.
         cwd: where the guest's command starts; the host's current directory by default.
@@ -117,6 +96,7 @@ class GuestSpec:
             ) from error
 
     def _prepare(self, directory: Path) -> str:
+        self._require_visible(directory)
         run = self.run or directory
         run.mkdir(parents=True, exist_ok=True)
         if not any(run.iterdir()):
@@ -124,7 +104,7 @@ class GuestSpec:
         directory.mkdir(exist_ok=True)
         accel = choose(self.accel, self.kernel.release)
         variables = self._variables(accel)
-        (directory / "env").write_text(self._environment(variables))
+        (directory / "env").write_bytes(os.fsencode(self._environment(variables)))
         image, cached = boot_files(self.kernel.image, self.kernel.release, self.kernel.modules_root)
         initramfs = directory / "initramfs"  # the kernel unpacks archives one after the other
         initramfs.write_bytes(cached.read_bytes() + archive(self.packages))
@@ -145,6 +125,18 @@ class GuestSpec:
         command = shlex.join([sys.executable, "-I", "-S", str(_SUPERVISOR), str(path)])
         return f"popen//python={command}"
 
+    def _require_visible(self, directory: Path) -> None:
+        needed = {
+            "the current directory": self.cwd or Path.cwd(),
+            "the Python environment": Path(sys.prefix),
+            "bpfunit": _PACKAGE,
+            "the run's temporary directory ($TMPDIR)": directory,
+        }
+        if self.module is not None:
+            needed["the kernel module ($BPFUNIT_CACHE)"] = self.module
+        for what, path in needed.items():
+            require_visible(what, path)
+
     def _start(
         self, accel: str, argv: list[str], boots: Path, worker: dict[str, Any]
     ) -> dict[str, object]:
@@ -155,6 +147,9 @@ class GuestSpec:
         """
         if accel != "tcg" or self.append or self.qemu_args or not snapshot.wanted():
             return {"start": "", "snapshot": None}
+        if loader := sorted(name for name in worker["environment"] if name.startswith("LD_")):
+            # The loader reads them as a process starts, and the Python in a snapshot has started.
+            return {"start": f"boots, since {' and '.join(loader)} is set", "snapshot": None}
         kind = {
             "release": self.kernel.release,
             "image": str(self.kernel.image),
@@ -175,11 +170,7 @@ class GuestSpec:
         return {"start": start, "snapshot": {"slot": str(found.slot), **lines}}
 
     def _variables(self, accel: str) -> dict[str, str]:
-        variables = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in _WITHHELD and _is_passed(name)
-        }
+        variables = passed_on(os.environ)
         variables.update(self.env, BPFUNIT_GUEST="1", BPFUNIT_ACCEL=accel)
         variables["PYTHONDONTWRITEBYTECODE"] = "1"  # it would be gone with the guest
         if libbpf := chosen_libbpf():
@@ -247,10 +238,3 @@ def unusual_start(directory: Path) -> str:
     """
     start: str = json.loads((directory / "guest.json").read_text())["start"]
     return start
-
-
-def _is_passed(name: str) -> bool:
-    return any(
-        name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
-        for pattern in PASSED
-    )

@@ -12,6 +12,7 @@ from bpfunit.guest import in_guest
 from bpfunit.plugin import options
 
 pytest_plugins = (
+    "bpfunit.plugin.carry",
     "bpfunit.plugin.fixtures",
     "bpfunit.plugin.needs",
     "bpfunit.plugin.types",
@@ -20,6 +21,7 @@ pytest_plugins = (
     "bpfunit.plugin.engines",
     "bpfunit.plugin.html",
     "bpfunit.plugin.matrix",
+    "bpfunit.plugin.verdict",
 )
 
 pytest_addoption = options.pytest_addoption
@@ -33,6 +35,10 @@ def pytest_configure(config: pytest.Config) -> None:
         pytest.UsageError: options that contradict each other, or guests that cannot be started.
     """
     options.register_markers(config)
+    if hasattr(config, "workerinput"):
+        from bpfunit.plugin.forks import Forks
+
+        config.pluginmanager.register(Forks(), "bpfunit-forks")
     if in_guest():
         from bpfunit.plugin import worker
 

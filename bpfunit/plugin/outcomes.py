@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from bpfunit.guest import in_guest
+from bpfunit.plugin.carry import text
 from bpfunit.plugin.engines import choose_for
 from bpfunit.report import KernelInfo, Outcome, OutcomeKind, Run, Section
 
@@ -56,8 +57,10 @@ class OutcomeCollector:
         self._collected: dict[tuple[str, str], None] = {}
         self._total = 0  # tests of all kernels, as far as is known
         self._called: set[tuple[str, str]] = set()
+        self._reports: dict[tuple[str, str], pytest.TestReport] = {}  # the last of each
         self._outcomes: dict[tuple[str, str], Outcome] = {}
         self._remarks: dict[str, None] = {}
+        self.uncollected: dict[str, None] = {}  # ids of files that could not be collected
 
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         """Learn which kernels the tests shall run on."""
@@ -99,6 +102,7 @@ class OutcomeCollector:
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Remember files that could not be collected; xdist does not say on which kernel."""
         if report.failed:
+            self.uncollected[report.nodeid] = None
             reason = report.longreprtext.strip().rpartition("\n")[2]
             self._remarks[f"{report.nodeid} could not be collected: {reason}"] = None
 
@@ -108,8 +112,14 @@ class OutcomeCollector:
         if self._kernels:
             self._session.testscollected = self._total
         key = self._split(report.nodeid)
+        if str(report.outcome) == "rerun":  # pytest-rerunfailures: this attempt does not count
+            self._outcomes.pop(key, None)
+            return
         outcome = self._outcomes.setdefault(key, Outcome(*key, OutcomeKind.PASSED))
+        self._reports[key] = report
         outcome.seconds += getattr(report, "duration", 0.0)
+        if report.user_properties:
+            outcome.properties = [(text(key), text(value)) for key, value in report.user_properties]
         if report.when == "call":
             self._called.add(key)
         kind = kind_of(report)
@@ -124,9 +134,9 @@ class OutcomeCollector:
                 outcome.sections.append(Section(title, report.longreprtext))
         known = {(section.title, section.text) for section in outcome.sections}
         outcome.sections += [
-            Section(title, text)
-            for title, text in report.sections  # each phase repeats those of the phases before
-            if text.strip() and (title, text) not in known
+            Section(title, body)
+            for title, body in report.sections  # each phase repeats those of the phases before
+            if body.strip() and (title, body) not in known
         ]
 
     def _expected_tests(self) -> int:
@@ -151,6 +161,15 @@ class OutcomeCollector:
             outcomes=outcomes,
             remarks=list(self._remarks),
         )
+
+    def last_report(self, outcome: Outcome) -> pytest.TestReport | None:
+        """Return the last report of a test, None where none came."""
+        return self._reports.get((outcome.test, outcome.kernel))
+
+    def kinds(self) -> set[OutcomeKind]:
+        """Return the kinds of outcomes that there are, missing ones included."""
+        missing = self.missing()  # may find that a test which seemed to pass did not
+        return {outcome.kind for outcome in (*self._outcomes.values(), *missing)}
 
     def missing(self) -> list[Outcome]:
         """Return the tests that were collected, or should have been, and never came to their end.
@@ -178,7 +197,7 @@ def kind_of(report: pytest.TestReport) -> OutcomeKind:
     """Return what a report says about its test; a passed phase leaves the verdict to the others."""
     if getattr(report, "bpfunit_death", None) == _NEVER_RAN:
         return OutcomeKind.MISSING
-    if report.when == _CRASHED:
+    if report.when == _CRASHED or hasattr(report, "bpfunit_death"):
         return OutcomeKind.CRASHED
     if getattr(report, "not_applicable", None) is not None:
         return OutcomeKind.NOT_APPLICABLE

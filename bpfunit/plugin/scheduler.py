@@ -38,7 +38,8 @@ class MatrixScheduling:
             self._kernels[label] = LoadScheduling(config, log)
             self._kernels[label].numnodes = guests
 
-    def _of(self, node: Any) -> Any:
+    def of(self, node: Any) -> Any:
+        """Return the scheduler of a node's kernel."""
         return self._kernels[self._label_of(node)]
 
     def _in_use(self) -> list[Any]:
@@ -82,15 +83,15 @@ class MatrixScheduling:
 
     def add_node(self, node: Any) -> None:
         """Take a node that is ready to collect."""
-        self._of(node).add_node(node)
+        self.of(node).add_node(node)
 
     def add_node_collection(self, node: Any, collection: Sequence[str]) -> None:
         """Take what a node collected."""
-        self._of(node).add_node_collection(node, collection)
+        self.of(node).add_node_collection(node, collection)
 
     def mark_test_complete(self, node: Any, item_index: int, duration: float = 0) -> None:
         """Note that a node is through with a test."""
-        self._of(node).mark_test_complete(node, item_index, duration)
+        self.of(node).mark_test_complete(node, item_index, duration)
 
     def mark_test_pending(self, item: str) -> None:
         """Have a test run again."""
@@ -100,11 +101,11 @@ class MatrixScheduling:
 
     def remove_pending_tests_from_node(self, node: Any, indices: Sequence[int]) -> None:
         """Take tests back from a node; load scheduling never does."""
-        self._of(node).remove_pending_tests_from_node(node, indices)
+        self.of(node).remove_pending_tests_from_node(node, indices)
 
     def remove_node(self, node: Any) -> str | None:
         """Forget a node; return the test that it was in the middle of."""
-        crashed: str | None = self._of(node).remove_node(node)
+        crashed: str | None = self.of(node).remove_node(node)
         return crashed
 
     def schedule(self) -> None:

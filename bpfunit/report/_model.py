@@ -102,6 +102,7 @@ class Outcome:
         seconds: set-up, call and tear-down together.
         reason: the one line that says why, for what is not a pass.
         sections: texts to show, in order.
+        properties: what the test recorded with ``record_property``, as text.
         death: what the guest died of while the test ran, in one word; "" where it lived or nobody
             knows.
     """
@@ -113,6 +114,7 @@ class Outcome:
     reason: str = ""
     sections: list[Section] = field(default_factory=list)
     death: str = ""
+    properties: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass

@@ -76,6 +76,10 @@ def _case(outcome: Outcome) -> ET.Element:
         name=_clean(name.removeprefix(f"{scope}::") or file),
         time=f"{outcome.seconds:.3f}",
     )
+    if outcome.properties:
+        properties = ET.SubElement(case, "properties")
+        for key, value in outcome.properties:
+            ET.SubElement(properties, "property", name=_clean(key), value=_clean(value))
     if tag := _ELEMENTS.get(outcome.kind):
         element = ET.SubElement(case, tag, type=outcome.kind.value, message=_clean(outcome.reason))
         # The first text is the traceback where there is one.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 WORKER = """
-import os, pytest
+import os, sys, pytest
 from bpfunit.plugin.worker import _rename
 
 LABEL = os.environ.get("LABEL", "")
@@ -63,7 +63,12 @@ class Finished:
 
 
 def run(
-    directory: Path, suite: str, *args: str, labels: tuple[str, ...] = (), conftest: str = ""
+    directory: Path,
+    suite: str,
+    *args: str,
+    labels: tuple[str, ...] = (),
+    conftest: str = "",
+    limit: float = 300,
 ) -> Finished:
     """Run a suite once for each label, side by side, with all reports in ``out``.
 
@@ -73,20 +78,23 @@ def run(
         args: for pytest.
         labels: one for each worker.
         conftest: source that is put behind that of the workers.
+        limit: seconds for the run.
     """
     (directory / "conftest.py").write_text(WORKER + conftest, encoding="utf-8")
     (directory / "test_suite.py").write_text(suite, encoding="utf-8")
     workers = [f"--tx=popen//env:LABEL={label}" for label in labels]
     reports = ["--matrix-json=out/m.json", "--matrix-markdown=out/m.md", "--matrix-junit=out"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # the others only take time
+    plugins = ["-p", "xdist", "-p", "bpfunit.plugin"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--dist=each", *workers, *reports, *args],
+        [sys.executable, "-m", "pytest", *plugins, "--dist=each", *workers, *reports, *args],
         cwd=directory,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
+        timeout=limit,
         check=False,
     )
     return Finished(done.returncode, done.stdout, directory)
