@@ -20,6 +20,11 @@ Q := $(if $(V),,@)
 QUIET := $(if $(V),,--no-print-directory -s)
 # icount counts instructions; kvm or tcg take the guest's clock.
 BENCH_ACCEL ?= icount
+# Where the benchmarks' JSON goes: BENCH_ARGS may name another file, in either form of the option.
+SPACE := $(subst ,, )
+BENCH_FILES := $(subst --benchmark-json$(SPACE),--benchmark-json=,$(BENCH_ARGS))
+BENCH_JSON := $(lastword build/bench/results.json \
+	$(patsubst --benchmark-json=%,%,$(filter --benchmark-json=%,$(BENCH_FILES))))
 BIN := $(abspath $(VENV))/bin
 PYTEST := PATH="$(BIN):$$PATH" $(BIN)/python -m pytest
 KERNEL_ARGS := $(foreach kernel,$(KERNELS),--kernel $(kernel))
@@ -61,7 +66,7 @@ bench: bpf ## what each path of the hook costs, instruction-exact, on KERNELS
 	$(Q)$(PYTEST) $(KERNEL_ARGS) $(OBJECT_ARGS) --guest-accel $(BENCH_ACCEL) bench \
 		--benchmark-columns=min,max,rounds --benchmark-sort=name \
 		--benchmark-json=build/bench/results.json $(BENCH_ARGS)
-	$(Q)$(BIN)/python -m bpfunit.bench.report build/bench/results.json --markdown build/bench/results.md
+	$(Q)$(BIN)/python -m bpfunit.bench.report "$(BENCH_JSON)" --markdown build/bench/results.md
 
 coverage: bpf ## branch coverage of the hook by its tests; HTML in build/coverage
 	$(Q)$(PYTEST) $(KERNEL_ARGS) $(OBJECT_ARGS) tests/hook --bpf-cov \

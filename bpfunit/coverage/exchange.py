@@ -62,7 +62,9 @@ def cobertura(files: Mapping[str, SourceFile], root: str, timestamp: int) -> str
 
     Args:
         files: as from `merge_sources`.
-        root: the directory that relative paths start from.
+        root: the directory that relative paths start from. Files below it are named from there:
+            clang writes the whole path when it is called with a relative one, and CI systems look
+            for names as they are in the repository.
         timestamp: seconds since 1970.
     """
     found = grand_total(files.values())
@@ -83,7 +85,7 @@ def cobertura(files: Mapping[str, SourceFile], root: str, timestamp: int) -> str
     package = ElementTree.SubElement(packages, "package", {"name": "bpf", **_rates(found)})
     classes = ElementTree.SubElement(package, "classes")
     for path, file in files.items():
-        _cobertura_file(classes, path, file)
+        _cobertura_file(classes, path.removeprefix(f"{root}/"), file)
     ElementTree.indent(coverage)
     declaration = '<?xml version="1.0" encoding="UTF-8"?>\n'
     return declaration + ElementTree.tostring(coverage, encoding="unicode") + "\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from xml.etree import ElementTree
 
+import coverage_samples
 import pytest
 from coverage_samples import (
     FILE,
@@ -192,6 +193,17 @@ def test_cobertura_has_rates_and_conditions(tmp_path: Path) -> None:
     line = root.find(".//line[@number='10']")
     assert line is not None
     assert line.get("condition-coverage") == "50% (1/2)"
+
+
+def test_cobertura_names_files_from_the_root_also_where_clang_wrote_the_whole_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coverage_samples, "FILE", f"{tmp_path}/bpf/main.c")
+    model = if_else().model(NEW)
+    reports(tmp_path, collected(("t", model, hits(model, entry0=1))), f"xml:{tmp_path}/x.xml")
+    root = ElementTree.parse(tmp_path / "x.xml").getroot()
+    assert [one.get("filename") for one in root.iter("class")] == ["bpf/main.c"]
+    assert root.findtext("sources/source") == str(tmp_path)
 
 
 def test_html_shows_sources_that_are_there_and_texts_where_they_are_not(tmp_path: Path) -> None:
