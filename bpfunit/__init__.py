@@ -20,7 +20,7 @@ from bpfunit.progtypes.sock_addr import BpfSockAddr, ContextError
 from bpfunit.runs.attach import attach
 from bpfunit.runs.bulk import BulkResult, BulkRun
 from bpfunit.runs.program import Program
-from bpfunit.runs.result import Result
+from bpfunit.runs.result import NotObservedError, Result
 from bpfunit.tailcalls.tailcalls import ProgArray, Spy, TailCall
 from bpfunit.values.btf import Types
 from bpfunit.values.layout import BtfError
@@ -43,6 +43,7 @@ __all__ = [
     "Map",
     "NotApplicableError",
     "NotFoundError",
+    "NotObservedError",
     "Object",
     "ProgArray",
     "Program",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -59,6 +60,7 @@ class Engine(Protocol):
 
 _factories: dict[str, Callable[[], Engine]] = {}
 _made: dict[str, Engine] = {}
+_making = threading.RLock()  # one engine is made of others
 _MODULES = {"testrun": "testrun", "connect": "live", "both": "both"}
 
 
@@ -81,6 +83,7 @@ def get(name: str | None = None) -> Engine:
         import_module(f".{_MODULES[name]}", __name__)
     if name not in _factories:
         raise NotFoundError("choose engine", name, sorted({*_factories, *_MODULES}))
-    if name not in _made:
-        _made[name] = _factories[name]()
+    with _making:
+        if name not in _made:
+            _made[name] = _factories[name]()
     return _made[name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
@@ -16,6 +17,17 @@ from bpfunit.values import records
 
 _ENOENT, _E2BIG, _EINVAL, _EOPNOTSUPP, _ENOTSUPP, _ENOSPC, _EFAULT = 2, 7, 22, 95, 524, 28, 14
 _BATCH = 16384  # entries per system call: a few megabytes at most, and a signal is not kept waiting
+
+
+class _Room(threading.local):
+    """The buffers of one call on a map, of each thread its own: a call gives up the GIL."""
+
+    def __init__(self, key_size: int, value_size: int) -> None:
+        self.key = ctypes.create_string_buffer(key_size)
+        self.value = ctypes.create_string_buffer(value_size)
+        self.attr = uapi.MapElemAttr(
+            key=ctypes.addressof(self.key), value=ctypes.addressof(self.value)
+        )
 
 
 class Map(MutableMapping[Any, Any]):
@@ -64,13 +76,8 @@ class Map(MutableMapping[Any, Any]):
         if self.percpu:
             self._cpus = int(libbpf.lib().libbpf_num_possible_cpus())
             self._stride = (self.value_size + 7) // 8 * 8
-        self._key = ctypes.create_string_buffer(self.key_size or 1)
-        self._value = ctypes.create_string_buffer(
-            (self._stride * (self._cpus if self.percpu else 1)) or 1
-        )
-        self._attr = uapi.MapElemAttr(
-            map_fd=fd, key=ctypes.addressof(self._key), value=ctypes.addressof(self._value)
-        )
+        self._value_room = (self._stride * (self._cpus if self.percpu else 1)) or 1
+        self._room = _Room(self.key_size or 1, self._value_room)
         # what the test wrote, for failure reports; bounded, a property test writes without end
         self.touched: deque[tuple[str, Any, Any]] = deque(maxlen=100)
 
@@ -101,7 +108,7 @@ class Map(MutableMapping[Any, Any]):
             os.close(self.fd)
             self._owned = False
         # the number may be someone else's by now: every later call shall fail with EBADF
-        self.fd, self._attr.map_fd = -1, 0xFFFFFFFF
+        self.fd = -1
 
     # -- encoding
 
@@ -154,8 +161,12 @@ class Map(MutableMapping[Any, Any]):
 
     # -- the mapping
 
-    def _set_key(self, key: Any) -> None:
-        ctypes.memmove(self._key, self.encode_key(key), self.key_size)
+    def _room_for(self, key: Any) -> _Room:
+        """Return this thread's buffers, with the key in its place."""
+        room = self._room
+        ctypes.memmove(room.key, self.encode_key(key), self.key_size)
+        room.attr.map_fd, room.attr.flags = self.fd, 0
+        return room
 
     def _error(self, operation: str, errno: int) -> SyscallError:
         hint = ""
@@ -165,14 +176,13 @@ class Map(MutableMapping[Any, Any]):
 
     def lookup(self, key: Any) -> bytes | None:
         """Return the raw value of ``key``, None when there is none."""
-        self._set_key(key)
-        self._attr.flags = 0
-        result = bpf.call(Cmd.MAP_LOOKUP_ELEM, self._attr)
+        room = self._room_for(key)
+        result = bpf.call(Cmd.MAP_LOOKUP_ELEM, room.attr)
         if result == -_ENOENT:
             return None
         if result < 0:
             raise self._error("look up in map", -result)
-        return self._value.raw[: len(self._value) if self.value_size else 0]
+        return room.value.raw[: self._value_room if self.value_size else 0]
 
     def __getitem__(self, key: Any) -> Any:
         raw = self.lookup(key)
@@ -186,11 +196,11 @@ class Map(MutableMapping[Any, Any]):
         Raises:
             SyscallError: E2BIG when the map is full, EEXIST or ENOENT by the flags.
         """
-        self._set_key(key)
         raw = self.encode_value(value)
-        ctypes.memmove(self._value, raw, len(raw))
-        self._attr.flags = flags
-        result = bpf.call(Cmd.MAP_UPDATE_ELEM, self._attr)
+        room = self._room_for(key)
+        ctypes.memmove(room.value, raw, len(raw))
+        room.attr.flags = flags
+        result = bpf.call(Cmd.MAP_UPDATE_ELEM, room.attr)
         if result < 0:
             raise self._error("update map", -result)
         self.touched.append(("set", key, value))
@@ -199,8 +209,8 @@ class Map(MutableMapping[Any, Any]):
         self.put(key, value)
 
     def __delitem__(self, key: Any) -> None:
-        self._set_key(key)
-        attr = uapi.MapElemAttr(map_fd=self._attr.map_fd, key=ctypes.addressof(self._key))
+        room = self._room_for(key)
+        attr = uapi.MapElemAttr(map_fd=self.fd, key=ctypes.addressof(room.key))
         result = bpf.call(Cmd.MAP_DELETE_ELEM, attr)
         if result == -_ENOENT:
             raise KeyError(key)
@@ -213,7 +223,7 @@ class Map(MutableMapping[Any, Any]):
 
     def _raw_keys(self) -> Iterator[bytes]:
         following = ctypes.create_string_buffer(self.key_size)
-        attr = uapi.MapElemAttr(map_fd=self._attr.map_fd, value=ctypes.addressof(following))
+        attr = uapi.MapElemAttr(map_fd=self.fd, value=ctypes.addressof(following))
         current = ctypes.create_string_buffer(self.key_size)
         while True:
             result = bpf.call(Cmd.MAP_GET_NEXT_KEY, attr)
@@ -245,7 +255,7 @@ class Map(MutableMapping[Any, Any]):
         """Delete every entry; array maps are zeroed instead, they cannot lose entries."""
         for raw in list(self._raw_keys()):
             if self.type in (MapType.ARRAY, MapType.PERCPU_ARRAY):
-                self.put(self.decode_key(raw), self.decode_value(bytes(len(self._value))))
+                self.put(self.decode_key(raw), self.decode_value(bytes(self._value_room)))
             else:
                 with contextlib.suppress(KeyError):
                     del self[self.decode_key(raw)]
@@ -276,7 +286,7 @@ class Map(MutableMapping[Any, Any]):
         """
         key_bytes, value_bytes = memoryview(keys).cast("B"), memoryview(values).cast("B")
         count, rest = divmod(len(key_bytes), self.key_size)
-        size = len(self._value)
+        size = self._value_room
         if rest or len(value_bytes) != count * size:
             raise FieldValueError(
                 f"map {self.name}: {len(key_bytes)} bytes of keys and {len(value_bytes)} of values"
@@ -291,26 +301,26 @@ class Map(MutableMapping[Any, Any]):
 
     def _update_batch(self, keys: bytes, values: bytes, count: int) -> None:
         attr = uapi.MapBatchAttr(
-            keys=_address(keys), values=_address(values), count=count, map_fd=self._attr.map_fd
+            keys=_address(keys), values=_address(values), count=count, map_fd=self.fd
         )
         result = bpf.call(Cmd.MAP_UPDATE_BATCH, attr) if count > 1 else -_ENOTSUPP
         if result >= 0:
             return
         if -result not in (_ENOTSUPP, _EOPNOTSUPP, _EINVAL):
             raise self._error(f"update map (entry {attr.count} of the batch)", -result)
-        size, single = len(self._value), self._attr
-        single.flags = 0
+        size, room = self._value_room, self._room
+        room.attr.map_fd, room.attr.flags = self.fd, 0
         for i in range(count):
-            ctypes.memmove(self._key, _slot(keys, i, self.key_size), self.key_size)
-            ctypes.memmove(self._value, _slot(values, i, size), size)
-            result = bpf.call(Cmd.MAP_UPDATE_ELEM, single)
+            ctypes.memmove(room.key, _slot(keys, i, self.key_size), self.key_size)
+            ctypes.memmove(room.value, _slot(values, i, size), size)
+            result = bpf.call(Cmd.MAP_UPDATE_ELEM, room.attr)
             if result < 0:
                 raise self._error(f"update map (entry {i} of the batch)", -result)
 
     def snapshot(self) -> dict[Any, Any]:
         """Read all entries at once into a dict, in batches where the kernel can (Linux 5.6)."""
         keys, values = self.snapshot_raw()
-        size = len(self._value)
+        size = self._value_room
         return {
             self.decode_key(_slot(keys, i, self.key_size)): self.decode_value(
                 _slot(values, i, size)
@@ -321,7 +331,7 @@ class Map(MutableMapping[Any, Any]):
     def snapshot_raw(self) -> tuple[bytes, bytes]:
         """Read all entries at once: the keys back to back, and the values."""
         all_keys, all_values = bytearray(), bytearray()
-        size = len(self._value)
+        size = self._value_room
         # a batch must be able to hold the fullest bucket of a hash map, else the kernel says ENOSPC
         room = max(1, min(self.max_entries, _BATCH))
         keys = ctypes.create_string_buffer(room * self.key_size)
@@ -331,7 +341,7 @@ class Map(MutableMapping[Any, Any]):
             out_batch=ctypes.addressof(position),
             keys=ctypes.addressof(keys),
             values=ctypes.addressof(values),
-            map_fd=self._attr.map_fd,
+            map_fd=self.fd,
         )
         while True:
             attr.count = room

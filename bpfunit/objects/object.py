@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,6 +31,8 @@ from bpfunit.values.sources import ObjectTypes, TypeSource, named_types, object_
 _LOG_ROOM = (1 << 24) - 1  # the largest log that kernels before 5.2 take (BPF_LOG_BUF_SIZE)
 _PRINTK_HELPERS = {6, 177}  # bpf_trace_printk, bpf_trace_vprintk
 _LISTED_SLOTS = 64
+# libbpf's messages and the passes of a load go through one callback each, whoever loads
+_loading = threading.RLock()
 
 # an instruction as a little-endian word: opcode, registers (source above), offset, value
 _OPCODE_AND_SOURCE = 0xF0FF
@@ -348,7 +351,8 @@ def load(
         engines.get(engine)  # the connect engine wants to be there before the test's sockets
     obj = Object(path)
     obj.session.engine = engine
-    try:
+    with _loading, ExitStack() as undo:
+        undo.callback(obj.close)
         if trace_tail_calls:
             all_passes.append(CallTracer(obj.session.recorder()))
         all_passes += ambient.passes()
@@ -362,9 +366,7 @@ def load(
         obj._resize(max_entries or {})
         obj._load(all_passes)
         obj._collect(map_types or {}, log_maps)
-    except BaseException:
-        obj.close()
-        raise
+        undo.pop_all()
     return obj
 
 

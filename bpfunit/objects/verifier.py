@@ -15,13 +15,15 @@ _SHOWN = 6
 # what the log or errno says -> what to do about it
 _REMEDIES: tuple[tuple[str, str], ...] = (
     (
-        r"(unknown func|invalid func)",
+        r"invalid func",
         "this kernel does not have the helper: guard the call with a CO-RE feature test"
         " (bpf_core_enum_value_exists), or mark the test needs(helper=…)",
     ),
     (
-        r"(cannot use helper|program of this type)",
-        "the helper exists, but not for this program or attach type",
+        # "unknown func" before Linux 6.8: one that exists has its name in the message all the same
+        r"(unknown func|cannot use helper|program of this type)",
+        "this kernel has the helper, but not for this program type or attach type; others may call"
+        " it (on 5.10 bpf_getsockopt is for connect4 and connect6, and for sock_ops)",
     ),
     (
         r"(too many instructions|BPF program is too large|processed 1000001)",

@@ -6,8 +6,9 @@ nothing here, loads and runs pay nothing.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 from bpfunit.rewrite.code import Instrumentation
@@ -41,6 +42,14 @@ def passes() -> list[Instrumentation]:
 def run_observer() -> RunObserver | None:
     """Return who observes runs now, None if nobody does."""
     return _passes[-1] if _passes else None
+
+
+_one_run = threading.RLock()
+
+
+def one_run() -> AbstractContextManager[object]:
+    """Keep runs of other threads out of the block, where somebody observes runs."""
+    return _one_run if _passes else nullcontext()
 
 
 @contextmanager

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from bpfunit.engines.live.cgroup import Cgroup
 from bpfunit.runs.program import Program
 
+_entering = threading.RLock()
+
 
 @contextmanager
 def attach(*programs: Program, cgroup: Cgroup | None = None) -> Iterator[Cgroup]:
     """Attach programs to a cgroup that the calling process is in within the block.
+
+    Membership is the whole process's, so blocks of other threads wait until this one ends.
 
     Sockets made in the block go through the programs for life, but only as long as these are
     attached; sockets made before do not. Attaching several programs of one attach type runs them in
@@ -28,7 +33,7 @@ def attach(*programs: Program, cgroup: Cgroup | None = None) -> Iterator[Cgroup]
         CgroupError: there is no cgroup v2 hierarchy.
         SyscallError: the kernel refused to attach a program.
     """
-    with ExitStack() as stack:
+    with _entering, ExitStack() as stack:
         target = cgroup or stack.enter_context(Cgroup("bpfunit-attach"))
         stack.enter_context(target.entered())
         for program in programs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from bpfunit import _native, engines
 from bpfunit.errors import BpfunitError, FieldValueError, NotFoundError, SyscallError
 from bpfunit.objects.maps import Map
 from bpfunit.progtypes.sock_addr import SOCK_ADDR_SIZE, BpfSockAddr
+from bpfunit.runs.result import NotObservedError
 from bpfunit.tailcalls.tailcalls import CallRecorder, TailCall
 from bpfunit.values.net import Endpoint
 
@@ -88,13 +89,14 @@ class BulkResult(Sequence[BulkRun]):
         program: the program's name.
         engine: by which engine they ran.
         native: whether the loop in C made them, rather than the one in Python.
+        observed: whether somebody looked for tail calls.
         ctx_in, ctx: arrays of contexts, before and after.
         retval, duration_ns, verdict, error: arrays of one number a run.
     """
 
     def __init__(self, program: str, engine: str, contexts: Any, storages: Sequence[Map]) -> None:
         count = len(contexts)
-        self.program, self.engine, self.native = program, engine, False
+        self.program, self.engine, self.native, self.observed = program, engine, False, True
         self.ctx_in = contexts
         self.ctx = (BpfSockAddr * count)()
         self.retval = (ctypes.c_uint32 * count)()
@@ -143,6 +145,10 @@ class BulkResult(Sequence[BulkRun]):
         Raises:
             BpfunitError: as :attr:`bpfunit.Result.tail_calls`.
         """
+        if not self.observed:
+            raise NotObservedError(
+                f"list tail calls of {self.program}: the runs were made with observe=False"
+            )
         if self.blind_spots:
             raise BpfunitError(
                 f"list tail calls of {self.program}: {', '.join(self.blind_spots)} held a real"
@@ -186,6 +192,7 @@ def run_many(
     sock: socket.socket | None = None,
     fresh: bool | None = None,
     repeat: int = 1,
+    observe: bool = True,
 ) -> BulkResult:
     """Run a socket-address program once for each context.
 
@@ -197,6 +204,8 @@ def run_many(
         fresh: a socket for each run, made here, so that its storage can be read; by default when
             the object has sk_storage maps. Otherwise the kernel makes them.
         repeat: how often to run each.
+        observe: collect tail calls. As of :meth:`bpfunit.Program.run`: observed calls wait for one
+            another, with False those of several threads run side by side in the kernel.
 
     Raises:
         KeyboardInterrupt: a signal ended the loop.
@@ -206,19 +215,24 @@ def run_many(
     program.check_open()
     session = program.session
     storages, recorder = session.bulk_watches()
-    engine = engines.get(session.engine)
+    engine = program.engine(observe=observe)
     array = _as_array(program, contexts)
     if fresh is None:
         fresh = sock is None and bool(storages)
     result = BulkResult(program.name, engine.name, array, storages)
     native = _native.run_many() if engine.name == "testrun" else None
-    session.before()
-    if native is not None:
-        result.native = True
-        _loop_in_c(native, program, result, sock, fresh, repeat, recorder)
-    else:
-        _loop_in_python(engine, program, result, sock, fresh, repeat, recorder)
-    session.said()
+    with ExitStack() as stack:
+        if observe:
+            stack.enter_context(session.observing())
+            session.before()
+            stack.callback(session.said)
+        else:
+            recorder, result.observed = None, False
+        if native is not None:
+            result.native = True
+            _loop_in_c(native, program, result, sock, fresh, repeat, recorder)
+        else:
+            _loop_in_python(engine, program, result, sock, fresh, repeat, recorder)
     result.blind_spots = session.blind_spots()
     refused = sum(1 for error in result.error if error) if _any_set(result.error) else 0
     session.remember(f"{program.name}: {len(result)} runs in bulk, {refused} refused")

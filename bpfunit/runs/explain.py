@@ -70,6 +70,7 @@ def _run(result: Result) -> Iterator[str]:
     duration = f", {result.duration_ns} ns" if result.duration_ns is not None else ""
     yield (
         f"  {result.program} on {result.kernel} by {result.engine}: returned {result.retval}"
+        f"{f' ({result.retval_note})' if result.retval_note else ''}"
         f"{f', errno {result.errno}' if result.errno else ''}{duration}"
     )
     if isinstance(result.ctx_in, BpfSockAddr):

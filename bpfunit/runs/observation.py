@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import socket
+import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from bpfunit._sys.uapi import MapType
@@ -47,7 +48,19 @@ class Session:
         self._events: dict[str, list[bytes]] = {}
         self._lines: list[str] = []
         self._resources = ExitStack()
+        self._lock = threading.RLock()
         _live[next(_serial)] = self
+
+    @contextmanager
+    def observing(self) -> Iterator[None]:
+        """Have the object's observers for one run alone within the block.
+
+        Ring buffers, the record of tail calls and printed lines are one for all programs of an
+        object, so its observed runs come one after another, whichever threads ask for them. The
+        probes of coverage are one for the process: under it, so do those of all objects.
+        """
+        with self._lock, ambient.one_run():
+            yield
 
     def forget(self) -> None:
         """Empty the record of runs and of map changes."""
@@ -112,9 +125,7 @@ class Session:
         """Fill a result with what can be observed, and remember it."""
         if self._observer:
             result.path = self._observer.run_ended()
-        if sock is not None:
-            fd = sock.fileno()
-            result.storages = {m.name: self.read_storage(m, fd) for m in self._storages}
+        self.read_storages(result, sock)
         if self._recorder:
             result.calls = self.calls_decoder(self._recorder.take())
         result.traced, result.blind_spots = self.traced, self.blind_spots()
@@ -127,6 +138,12 @@ class Session:
         """Add a run, or the error that refused it, to the record."""
         self.journal.append(what)
         self.runs += 1
+
+    def read_storages(self, result: Result, sock: socket.socket | None) -> None:
+        """Put what the run's socket has in the object's storage maps on the result."""
+        if sock is not None:
+            fd = sock.fileno()
+            result.storages = {m.name: self.read_storage(m, fd) for m in self._storages}
 
     @staticmethod
     def read_storage(storage: Map, fd: int) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from contextlib import nullcontext
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from bpfunit._sys import bpf, uapi
 from bpfunit._sys.uapi import AttachType, ProgType
 from bpfunit.engines import Request
 from bpfunit.errors import BpfunitError, SyscallError
+from bpfunit.progtypes import native
 from bpfunit.progtypes.sock_addr import HOOKS, BpfSockAddr, ContextError, Hook, craft
 from bpfunit.runs.observation import Session
 from bpfunit.runs.result import Result
@@ -23,21 +25,6 @@ if TYPE_CHECKING:
     from bpfunit.objects.maps import Map
     from bpfunit.runs.bulk import BulkResult
 
-# types whose test run takes a packet (bpf_prog_test_run_skb, _xdp, _flow_dissector in net/bpf)
-PACKET_TYPES = frozenset(
-    {
-        ProgType.SOCKET_FILTER,
-        ProgType.SCHED_CLS,
-        ProgType.SCHED_ACT,
-        ProgType.XDP,
-        ProgType.CGROUP_SKB,
-        ProgType.LWT_IN,
-        ProgType.LWT_OUT,
-        ProgType.LWT_XMIT,
-        ProgType.LWT_SEG6LOCAL,
-        ProgType.FLOW_DISSECTOR,
-    }
-)
 _DEFAULT_DATA_ROOM = 256  # bytes that a packet program may add in front of or behind the packet
 # the smallest Ethernet frame: what a packet program gets when the test does not care
 _ANY_PACKET = bytes(64)
@@ -133,6 +120,7 @@ class Program:
         data: bytes | None = None,
         data_room: int = _DEFAULT_DATA_ROOM,
         repeat: int = 1,
+        observe: bool = True,
     ) -> Result:
         """Run the program with a crafted context and return what it did.
 
@@ -152,6 +140,11 @@ class Program:
             data: the packet, packet programs only.
             data_room: bytes by which the packet may grow.
             repeat: how often to run; each run starts from the crafted context.
+            observe: collect log lines, ring-buffer records, printed lines, tail calls and the
+                branches taken. Observed runs of one object wait for one another, so that each gets
+                its own; with False runs of several threads are in the kernel at the same time, and
+                asking the result for any of these raises NotObservedError. On the engine ``both``
+                such a run is one of ``testrun``.
 
         Raises:
             SyscallError: the kernel refused the run; ``errno`` says why (EINVAL without a context,
@@ -169,30 +162,36 @@ class Program:
                     f" {_type_name(self.type)}; give it a packet (data=) or a context (ctx=)"
                 )
             context = None if ctx is ... else ctx
-            if data is None and self.type in PACKET_TYPES:
+            if data is None and self.type in native.PACKET_TYPES:
                 data = _ANY_PACKET
         raw = None if context is None else bytes(context)
         own = None
         if sock is None and isinstance(context, BpfSockAddr) and not context.sk:
             sock = own = socket_for(context)
-        engine = engines.get(self.session.engine)
+        engine = self.engine(observe=observe)
         room = len(data) + data_room if data is not None else 0
         try:
-            self.session.before()
-            outcome = engine.run(
-                self, Request(raw, sock, repeat, data, room, fresh=own is not None)
-            )
-            result = Result(
-                program=self.name,
-                engine=engine.name,
-                retval=outcome.retval,
-                errno=outcome.errno,
-                duration_ns=outcome.duration_ns,
-                raw_ctx=outcome.ctx,
-                ctx_in=context,
-                data=outcome.data,
-            )
-            self.session.after(result, sock)
+            with self.session.observing() if observe else nullcontext():
+                if observe:
+                    self.session.before()
+                outcome = engine.run(
+                    self, Request(raw, sock, repeat, data, room, fresh=own is not None)
+                )
+                result = Result(
+                    program=self.name,
+                    engine=engine.name,
+                    retval=outcome.retval,
+                    errno=outcome.errno,
+                    duration_ns=outcome.duration_ns,
+                    raw_ctx=outcome.ctx,
+                    ctx_in=context,
+                    data=outcome.data,
+                    retval_note=native.retval_note(self.type, self.attach_type),
+                )
+                if observe:
+                    self.session.after(result, sock)
+                else:
+                    self.session.read_storages(result.unobserved(), sock)
         except BpfunitError as error:
             self.session.remember(f"{self.name}({context!r}): {error}")
             raise
@@ -216,6 +215,17 @@ class Program:
         if sock is not None:
             type, proto, family = sock.type, socket_protocol(sock), int(sock.family)
         return craft(self.hook, dst=dst, src=src, type=type, proto=proto, family=family)
+
+    def engine(self, *, observe: bool) -> engines.Engine:
+        """Return the engine of this program's runs.
+
+        Types that no call reaches through a cgroup have the kernel's test run alone. Comparing
+        needs the maps to itself: a run that others may make at the same time is not compared.
+        """
+        if self.type != ProgType.CGROUP_SOCK_ADDR:
+            return engines.get("testrun")
+        chosen = engines.get(self.session.engine)
+        return engines.get("testrun") if chosen.name == "both" and not observe else chosen
 
     def check_open(self) -> None:
         """Refuse to run a program whose object is closed.

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
 _ADDRESSES = 60  # the part of struct bpf_sock_addr in front of the socket pointer
 
+_OBSERVED = ("log", "events", "printk", "path")
+
 KERNEL = os.uname().release
+
+
+class NotObservedError(BpfunitError, AttributeError):
+    """What only an observed run has was asked of one made with ``observe=False``."""
 
 
 @dataclass(repr=False)
@@ -30,7 +36,10 @@ class Result:
         program: the program's name.
         engine: by which engine it ran ("testrun", "connect").
         kernel: the exact release it ran on.
-        retval: what the program returned.
+        retval: what the program returned, negative where verdicts of its type can be (TC,
+            raw_tracepoint, syscall, lwt).
+        retval_note: what ``retval`` is instead, where the kernel does not tell what the program
+            returned; "" where it does.
         errno: the error that the hook hands to the system call, 0 for none.
         duration_ns: nanoseconds per run; None where the engine has no clock around the program
             alone.
@@ -50,11 +59,12 @@ class Result:
     raw_ctx: bytes
     ctx_in: Any
     data: bytes = b""
+    retval_note: str = ""
     kernel: str = KERNEL
     log: list[LogLine] = field(default_factory=list)
     events: dict[str, list[bytes]] = field(default_factory=dict)
     printk: list[str] = field(default_factory=list)
-    path: Any = None
+    path: Any = field(default_factory=lambda: None)
     calls: Callable[[], list[TailCall]] = list
     traced: bool = False
     blind_spots: list[str] = field(default_factory=list)
@@ -62,9 +72,25 @@ class Result:
 
     def __repr__(self) -> str:
         shown = [f"retval={self.retval}", f"ctx={self.ctx!r}", f"engine={self.engine!r}"]
+        shown += [f"retval is {self.retval_note}"] if self.retval_note else []
         shown += [f"errno={self.errno}"] if self.errno else []
-        shown += [f"log={self.log}"] if self.log else []
+        shown += [f"log={log}"] if (log := self.__dict__.get("log")) else []
         return f"<run of {self.program}: {', '.join(shown)}>"
+
+    def unobserved(self) -> Result:
+        """Have every question for what nobody observed raise, and return the result."""
+        for name in _OBSERVED:
+            del self.__dict__[name]
+        self.calls = lambda: self.__getattr__("tail_calls")
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in (*_OBSERVED, "tail_calls"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        raise NotObservedError(
+            f"read {name} of {self.program}: the run was made with observe=False, so that others"
+            " could run at the same time, and nobody looked"
+        )
 
     @property
     def ctx(self) -> Any:

@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -38,6 +39,8 @@ class ConnectEngine:
     name = "connect"
 
     def __init__(self) -> None:
+        # the observers and their record are one an attach type, the cgroup is one for all
+        self._lock = threading.RLock()
         self._cgroup = Cgroup()
         atexit.register(self.close)
         self._cgroup.enter()
@@ -59,7 +62,8 @@ class ConnectEngine:
         """Keep a program attached within the block; yield what runs one request by a real call.
 
         This is the quick way to many runs: attaching takes the kernel longer than a call does.
-        Other sockets of the process go through the program too, meanwhile.
+        Other sockets of the process go through the program too, meanwhile; runs of other threads
+        wait.
 
         Raises:
             NotApplicableError: the program is of another type, or its return value cannot be seen.
@@ -71,7 +75,7 @@ class ConnectEngine:
                 " only; use the engine testrun"
             )
         probes = self._probes[program.attach_type]
-        with probes.watching_exit(program.fd) as exit_seen:
+        with self._lock, probes.watching_exit(program.fd) as exit_seen:
             if not (exit_seen or probes.with_retval or program.attach_type in ALWAYS_PROCEED):
                 raise NotApplicableError(
                     f"run {program.name} on the engine connect: nothing on this kernel shows the"
