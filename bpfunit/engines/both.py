@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 from bpfunit.engines import Engine, NotApplicableError, RawOutcome, Request, get, register
+from bpfunit.engines.sockets import Face, face, like, put_back, twin
 from bpfunit.engines.state import ProgramState, State
 from bpfunit.errors import BpfunitError, SyscallError
 from bpfunit.progtypes.sock_addr import BpfSockAddr
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from bpfunit.runs.program import Program
 
 _RETRIES = 8  # runs on either engine that look for the program's own chance
+Facts = dict[str, bytes]  # everything that is compared, by a name for people
 _CONTEXT_SHOWN = 60  # struct bpf_sock_addr in front of the socket pointer
 
 
@@ -24,10 +27,12 @@ class EnginesDisagreeError(BpfunitError, AssertionError):
 
 
 class Observed(NamedTuple):
-    """What one engine did: the outcome, and everything else by a name for people."""
+    """What one engine did: the outcome, the state it left, what was said."""
 
     outcome: RawOutcome
-    facts: Mapping[str, bytes]
+    state: State
+    events: Mapping[str, list[bytes]]
+    lines: list[str]
 
 
 class BothEngine:
@@ -41,15 +46,19 @@ class BothEngine:
 
     name = "both"
 
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # objects may share maps, which are put back in between
+
     def run(self, program: Program, request: Request) -> RawOutcome:
         """Run ``program`` twice and compare; see :class:`bpfunit.engines.Engine`.
 
         Raises:
             EnginesDisagreeError: the engines differ.
-            NotApplicableError: no real call shows the program this context.
+            NotApplicableError: no real call shows the program this context, or the program changed
+                a socket that nothing puts back and that has no like.
             SyscallError: the kernel refused the test run, and no real call can make it either.
         """
-        with ProgramState(program.fd) as state:
+        with self._lock, ProgramState(program.fd) as state:
             comparison = _Comparison(program, request, state)
             try:
                 real = comparison.observe(get("connect"))
@@ -62,12 +71,12 @@ class BothEngine:
                     f"run {program.name}: the engine connect ran it, the engine testrun did not:"
                     f" {error}"
                 ) from None
-            if unequal := _unequal(real, crafted):
+            if unequal := comparison.unequal(real, crafted):
                 left, crafted = comparison.beyond_chance(unequal, (real, crafted))
                 if left:
                     head = f"run {program.name}: the engines connect and testrun differ"
                     raise EnginesDisagreeError("\n  ".join([head, *left]))
-            return crafted.outcome
+            return comparison.last(crafted)
 
 
 class _Comparison:
@@ -76,35 +85,94 @@ class _Comparison:
     def __init__(self, program: Program, request: Request, state: ProgramState) -> None:
         self._program, self._request, self._state = program, request, state
         self._start = self._now = state.take(request.sock)
+        self._known = set(self._start)  # entries that are compared by their key
+        self._face: Face | None = None
+        self._twins = False
+        if request.sock is not None and state.may_change_socket:
+            self._face = face(request.sock)
+            if (second := twin(request.sock, self._face)) is not None:
+                second.close()
+                self._twins = True
 
-    def observe(self, engine: Engine) -> Observed:
-        """Run on one engine from the starting state."""
+    def observe(self, engine: Engine, *, counts: bool = False) -> Observed:
+        """Run on one engine from the starting state.
+
+        Args:
+            engine: which.
+            counts: whether it is the run that the test is to see, on the socket itself.
+        """
         session, request = self._program.session, self._request
         self.rewind()
         session.before()
         with ExitStack() as stack:
-            if request.fresh and request.sock is not None and engine.name == "connect":
-                # the real call may bind or connect the socket, which the test run is not to see
-                sibling = _sibling(request.sock)
-                stack.enter_context(sibling)
-                request = request._replace(sock=sibling)
+            stand_in = None if counts else self._stand_in(engine)
+            if stand_in is not None:
+                stack.enter_context(stand_in)
+                request = request._replace(sock=stand_in)
             try:
                 outcome = engine.run(self._program, request)
             except BpfunitError:
                 # the program may have run, on another context than the one wanted
-                self._now = self._state.take(self._request.sock)
+                self._note(self._state.take(request.sock), own=stand_in is None)
                 raise
             seen = self._state.take(request.sock)
-        # of a sibling's storage nothing is left to put back
-        own = request.sock is self._request.sock
-        self._now = seen if own else {place: v for place, v in seen.items() if place[1]}
+        self._note(seen, own=stand_in is None)
         events, lines = session.said()
-        return Observed(outcome, _facts(outcome, seen, events, lines))
+        return Observed(outcome, seen, events, lines)
+
+    def _stand_in(self, engine: Engine) -> socket.socket | None:
+        """Return a socket to run on in place of the request's own, which then stays as it is."""
+        request = self._request
+        if request.sock is None:
+            return None
+        if self._twins:
+            assert self._face is not None
+            made = twin(request.sock, self._face)
+            if made is None:
+                raise NotApplicableError(f"{self._head()}: no second socket like its own was made")
+            kept = {place: value for place, value in self._start.items() if not place[1]}
+            self._state.restore({}, kept, made)
+            return made
+        if request.fresh and engine.name == "connect" and self._call_leaves_traces():
+            # the real call binds or connects the socket, which the test run is not to see
+            return like(request.sock)
+        return None
+
+    def _call_leaves_traces(self) -> bool:
+        """Whether the real call changes its socket though the observer ends it with EPERM."""
+        return self._program.hook.kind not in ("connect", "bind")
+
+    def _head(self) -> str:
+        return f"run {self._program.name} on both engines"
+
+    def _note(self, seen: State, *, own: bool) -> None:
+        """Keep what there is now; of a stand-in's storage nothing is left to put back."""
+        if not own:
+            storage = {place: value for place, value in self._now.items() if not place[1]}
+            seen = {place: value for place, value in seen.items() if place[1]} | storage
+        self._now = seen
 
     def rewind(self) -> None:
-        """Put the starting state back."""
+        """Put the starting state back.
+
+        Raises:
+            NotApplicableError: the socket has been changed for good.
+        """
         self._state.restore(self._now, self._start, self._request.sock)
         self._now = self._start
+        if self._face is None or self._twins:
+            return
+        assert self._request.sock is not None
+        if left := put_back(self._request.sock, self._face):
+            raise NotApplicableError(
+                f"{self._head()}: the program changed its socket for good ({left}), so that no"
+                " second run starts from the same; give it a socket that is neither bound nor"
+                " connected, or use one engine"
+            )
+
+    def last(self, crafted: Observed) -> RawOutcome:
+        """Return the run that counts: one on the socket itself where second ones were compared."""
+        return self.observe(get("testrun"), counts=True).outcome if self._twins else crafted.outcome
 
     def without_real_call(self, reason: NotApplicableError) -> RawOutcome:
         """Raise what the test run raises, else why the real call cannot be made."""
@@ -114,6 +182,16 @@ class _Comparison:
             raise error from reason
         self.rewind()
         raise reason
+
+    def unequal(self, real: Observed, crafted: Observed) -> dict[str, str]:
+        """Return the names of the facts that differ, with a sentence each."""
+        self._known |= real.state.keys() & crafted.state.keys()
+        one, other = self._facts(real), self._facts(crafted)
+        return {
+            name: f"{name}: connect {_shown(one, name)}, testrun {_shown(other, name)}"
+            for name in sorted(one.keys() | other.keys())
+            if one.get(name) != other.get(name)
+        }
 
     def beyond_chance(
         self, unequal: Mapping[str, str], pair: tuple[Observed, Observed]
@@ -128,61 +206,54 @@ class _Comparison:
             The sentences that stay, and the last test run, whose state is the one there is now.
         """
         left, varying = dict(unequal), {name: set[int]() for name in unequal}
+        first = self._facts(pair[0]), self._facts(pair[1])
         again = pair
         for _ in range(_RETRIES):
             again = (self.observe(get("connect")), self.observe(get("testrun")))
-            for one, other in zip(pair, again, strict=True):
+            for one, other in zip(first, map(self._facts, again), strict=True):
                 for name, places in varying.items():
                     places |= _differing(one, other, name)
             left = {
                 name: text
                 for name, text in left.items()
-                if -1 not in varying[name] and not _differing(*pair, name) <= varying[name]
+                if -1 not in varying[name] and not _differing(*first, name) <= varying[name]
             }
             if not left:
                 break
         return list(left.values()), again[1]
 
+    def _facts(self, seen: Observed) -> Facts:
+        """Name everything that is compared.
 
-def _sibling(sock: socket.socket) -> socket.socket:
-    """Return a new socket of the same kind."""
-    protocol = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL)
-    return socket.socket(sock.family, sock.type, protocol)
-
-
-def _facts(
-    outcome: RawOutcome,
-    state: State,
-    events: Mapping[str, list[bytes]],
-    lines: list[str],
-) -> dict[str, bytes]:
-    """Name everything that is compared."""
-    facts = {
-        "return value": outcome.retval.to_bytes(4, "big"),
-        "errno": outcome.errno.to_bytes(4, "big"),
-        "context": outcome.ctx[:_CONTEXT_SHOWN],
-    }
-    for (name, key), value in state.items():
-        facts[f"map {name.partition('#')[0]}[{key.hex() or 'the socket'}]"] = value
-    for name, records in events.items():
-        for n, record in enumerate(records):
-            facts[f"record {n} of ring buffer {name}"] = record
-    for n, line in enumerate(lines):
-        facts[f"bpf_printk line {n}"] = line.encode()
-    return facts
-
-
-def _unequal(real: Observed, crafted: Observed) -> dict[str, str]:
-    """Return the names of the facts that differ, with a sentence each."""
-    return {
-        name: f"{name}: connect {_shown(real, name)}, testrun {_shown(crafted, name)}"
-        for name in sorted(real.facts.keys() | crafted.facts.keys())
-        if real.facts.get(name) != crafted.facts.get(name)
-    }
+        An entry that was there before, or that both engines made, goes by its key. Others are
+        counted, by value first: their keys may be a cookie or a time, which no two runs share.
+        """
+        outcome = seen.outcome
+        facts = {
+            "return value": outcome.retval.to_bytes(4, "big"),
+            "errno": outcome.errno.to_bytes(4, "big"),
+            "context": outcome.ctx[:_CONTEXT_SHOWN],
+        }
+        others = sorted(
+            (name, value, key)
+            for (name, key), value in seen.state.items()
+            if (name, key) not in self._known
+        )
+        for (name, key), value in seen.state.items():
+            if (name, key) in self._known:
+                facts[f"map {name.partition('#')[0]}[{key.hex() or 'the socket'}]"] = value
+        for n, (name, value, key) in enumerate(others):
+            facts[f"new entry {n} (map {name.partition('#')[0]}, key and value)"] = key + value
+        for name, records in seen.events.items():
+            for n, record in enumerate(records):
+                facts[f"record {n} of ring buffer {name}"] = record
+        for n, line in enumerate(seen.lines):
+            facts[f"bpf_printk line {n}"] = line.encode()
+        return facts
 
 
-def _shown(one: Observed, name: str) -> str:
-    value = one.facts.get(name)
+def _shown(facts: Facts, name: str) -> str:
+    value = facts.get(name)
     if value is None:
         return "nothing"
     if name == "context":
@@ -190,9 +261,9 @@ def _shown(one: Observed, name: str) -> str:
     return value.hex(" ", 4)
 
 
-def _differing(one: Observed, other: Observed, name: str) -> set[int]:
+def _differing(one: Facts, other: Facts, name: str) -> set[int]:
     """Return the places of the bytes of a fact that differ; -1 stands for all that follow."""
-    a, b = one.facts.get(name), other.facts.get(name)
+    a, b = one.get(name), other.get(name)
     if a is None or b is None or len(a) != len(b):
         return set() if a == b else {-1}
     return {n for n in range(len(a)) if a[n] != b[n]}

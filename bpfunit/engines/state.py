@@ -12,6 +12,7 @@ from types import TracebackType
 from bpfunit._sys import bpf, uapi
 from bpfunit._sys.uapi import Cmd, MapType
 from bpfunit.engines import NotApplicableError
+from bpfunit.engines.sockets import may_change
 from bpfunit.objects.maps import Map
 
 # (the map's name and id, the key's bytes) to the value's bytes; a socket's storage has the key b""
@@ -24,6 +25,8 @@ _CONSTANT = 1 << 7  # BPF_F_RDONLY_PROG: .rodata, which no run changes
 
 class ProgramState:
     """The maps that a program, and every program it can tail-call now, refers to.
+
+    ``may_change_socket`` says whether any of them can bind its socket or set options of it.
 
     The kernel is asked which maps those are, so that it works for a program of anyone's. A context
     manager; the descriptors it opens are closed at its end.
@@ -39,6 +42,7 @@ class ProgramState:
         self._resources = ExitStack()
         self._plain: dict[int, Map] = {}
         self._storages: dict[int, Map] = {}
+        self.may_change_socket = False
         seen: set[int] = set()
         try:
             self._collect(prog_fd, seen)
@@ -47,6 +51,7 @@ class ProgramState:
             raise
 
     def _collect(self, prog_fd: int, seen: set[int]) -> None:
+        self.may_change_socket = self.may_change_socket or may_change([prog_fd])
         for map_id in _map_ids(prog_fd):
             if map_id in seen:
                 continue

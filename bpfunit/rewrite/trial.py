@@ -67,7 +67,7 @@ def try_load(code: ProgramCode, opts: libbpf.ProgLoadOpts, image: Image) -> Tria
         fd = load(*arguments, ctypes.byref(attempt))
         if fd >= 0:
             try:
-                return Trial(True, "", _survivors(fd))
+                return Trial(True, "", xlated(fd))
             finally:
                 os.close(fd)
         log = ctypes.create_string_buffer(_LOG_SIZE)
@@ -127,7 +127,7 @@ def _stand_in(fd: int) -> int | None:
         raise RewriteError(f"make a stand-in of map {name} for a trial load: {error}") from error
 
 
-def _survivors(fd: int) -> Sequence[Insn]:
+def xlated(fd: int) -> Sequence[Insn]:
     """Return a loaded program's instructions as the verifier left them."""
     operation = "read a program back"
     info = bpf.object_info(operation, fd, uapi.ProgInfo())
