@@ -112,7 +112,7 @@ class Meddling:
         return outcome
 
 
-@pytest.mark.parametrize("name", ["by_time", "connects"])
+@pytest.mark.parametrize("name", ["by_time", "by_namespace"])
 def test_entry_of_one_engine_alone_is_a_difference(
     load: Load, monkeypatch: pytest.MonkeyPatch, name: str
 ):
