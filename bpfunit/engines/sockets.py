@@ -18,8 +18,8 @@ from bpfunit._sys import bpf, sockets
 from bpfunit._sys.uapi import AttachType, ProgType
 from bpfunit.errors import SyscallError
 from bpfunit.rewrite import insn as asm
-from bpfunit.rewrite.trial import xlated
 from bpfunit.rewrite.insn import Insn
+from bpfunit.rewrite.trial import xlated
 
 _BIND, _SETSOCKOPT = 64, 49  # enum bpf_func_id
 _HELPER_CALL = asm.JMP | asm.CALL
