@@ -10,8 +10,11 @@ class BpfunitError(Exception):
     """Root of every error that bpfunit raises on purpose."""
 
 
-class NotFoundError(BpfunitError, LookupError):
+class NotFoundError(BpfunitError, KeyError, AttributeError):
     """A name that does not exist, with the names that do.
+
+    A KeyError and an AttributeError, so that ``in``, ``get`` and ``hasattr`` do what they do
+    everywhere.
 
     Args:
         operation: what was being looked up, for example ``"look up map"``.
@@ -21,11 +24,16 @@ class NotFoundError(BpfunitError, LookupError):
     """
 
     def __init__(self, operation: str, name: object, available: list[str], hint: str = "") -> None:
-        self.name = name
+        self.name = str(name)
         self.available = available
         listing = ", ".join(available) if available else "(none)"
         message = f"{operation}: no {name!r}; there is: {listing}"
-        super().__init__(f"{message}\n  {hint}" if hint else message)
+        self.message = f"{message}\n  {hint}" if hint else message
+        super().__init__(self.message)
+
+    def __str__(self) -> str:
+        """Return the message; a KeyError's would be quoted."""
+        return self.message
 
 
 class SyscallError(BpfunitError, OSError):

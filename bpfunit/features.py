@@ -121,7 +121,7 @@ def has_helper(helper: str, prog_type: str = "cgroup_sock_addr", attach_type: in
         os.close(fd)
         return True
     if -fd == errno.EPERM:
-        raise SyscallError(f"probe helper {helper}", -fd, bpf.HINTS[errno.EPERM])
+        raise SyscallError(f"probe helper {helper}", -fd, bpf.hint(errno.EPERM))
     # arguments are missing, so a helper that may be called is refused for that
     return bool(log) and not any(refusal in log for refusal in _REFUSALS)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -56,7 +57,23 @@ def _made(target: Path, command: Callable[[str], list[str]]) -> Path:
     return target
 
 
+def linked_halves() -> Path:
+    """Return the object that is linked of two."""
+    return linked("whole", compiled("half"), compiled("half", "SECOND"))
+
+
+#: The compilers of this machine: the one that is called clang, and those with a version.
+CLANGS = [name for name in ("clang", *(f"clang-{n}" for n in range(14, 31))) if shutil.which(name)]
+
+
 if __name__ == "__main__":
     for path in sorted(_SOURCES.glob("*.bpf.c")):
         sys.stdout.write(f"{compiled(path.name.removesuffix('.bpf.c'))}\n")
+    for one in CLANGS:
+        compiled("variables", clang=one)
+        stripped(compiled("mapkinds", clang=one))
     stripped(compiled("sized"))
+    linked_halves()
+    compiled("pins", "OTHER")
+    compiled("oldstyle", "OLD_MAPS")
+    compiled("oldstyle", "OLD_SECTION")

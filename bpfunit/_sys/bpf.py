@@ -34,10 +34,17 @@ _mount.argtypes = [
 ]
 _mount.restype = ctypes.c_int
 
-HINTS = {
+_HINTS = {
     1: "load and run as root, in a guest: pytest --kernel 6.12",
     12: "the memory limit (RLIMIT_MEMLOCK) or the guest's memory may be too low",
 }
+
+
+def hint(errno: int) -> str:
+    """Return what the reader of an error can do about it, "" when that is not known."""
+    if errno == 1 and os.geteuid() == 0:
+        return ""  # it is not for lack of root
+    return _HINTS.get(errno, "")
 
 
 def call(cmd: int, attr: ctypes.Structure) -> int:
@@ -46,11 +53,11 @@ def call(cmd: int, attr: ctypes.Structure) -> int:
     return result if result >= 0 else -ctypes.get_errno()
 
 
-def call_checked(operation: str, cmd: int, attr: ctypes.Structure, hint: str = "") -> int:
+def call_checked(operation: str, cmd: int, attr: ctypes.Structure, advice: str = "") -> int:
     """Make one ``bpf(2)`` call; raise SyscallError with ``operation`` in front when it fails."""
     result = call(cmd, attr)
     if result < 0:
-        raise SyscallError(operation, -result, hint or HINTS.get(-result, ""))
+        raise SyscallError(operation, -result, advice or hint(-result))
     return result
 
 

@@ -34,6 +34,7 @@ _int, _u32, _size, _ptr, _str, _bool = (
 
 PRINT_FN = ctypes.CFUNCTYPE(_int, _int, _ptr, _ptr)
 RING_SAMPLE_FN = ctypes.CFUNCTYPE(_int, _ptr, _ptr, _size)
+PERF_SAMPLE_FN = ctypes.CFUNCTYPE(None, _ptr, _int, _ptr, _u32)
 
 
 class ProgLoadOpts(ctypes.Structure):
@@ -173,6 +174,15 @@ _SIGNATURES: dict[str, tuple[Any, list[Any], _Check | None]] = {
         [_str, _int, _int, ctypes.POINTER(ProgHandlerOpts)],
         _Int,
     ),
+    "bpf_map__set_pin_path": (_int, [_ptr, _str], _Int),
+    "bpf_map__pin_path": (_str, [_ptr], _Raw),
+    "perf_buffer__new": (
+        _ptr,
+        [_int, _size, PERF_SAMPLE_FN, _ptr, _ptr, _ptr],
+        _Ptr,
+    ),
+    "perf_buffer__consume": (_int, [_ptr], _Int),
+    "perf_buffer__free": (None, [_ptr], _Raw),
     "ring_buffer__new": (_ptr, [_int, RING_SAMPLE_FN, _ptr, _ptr], _Ptr),
     "ring_buffer__add": (_int, [_ptr, _int, RING_SAMPLE_FN, _ptr], _Int),
     "ring_buffer__consume": (_int, [_ptr], _Int),
@@ -234,18 +244,23 @@ _libc = ctypes.CDLL(None)
 _libc.vsnprintf.argtypes = [_ptr, _size, _ptr, _ptr]
 _libc.vsnprintf.restype = _int
 _line = ctypes.create_string_buffer(1 << 16)
-_captured: list[list[str]] = []
+_captured: list[tuple[list[str], Callable[[str], None] | None]] = []
 _INFO = 1  # enum libbpf_print_level: 0 warning, 1 information, 2 debug
 
 
 def _print(level: int, template: int, arguments: int) -> int:
-    if level > _INFO or not _captured:
+    if not _captured or (level > _INFO and _captured[-1][1] is None):
         return 0
     # The x86-64 and arm64 ABIs both hand a va_list over as an address, so it travels as a pointer.
     # Verifier logs do not come this way (the loader gives libbpf a buffer for them), so one line
     # fits.
     length: int = _libc.vsnprintf(_line, len(_line), template, arguments)
-    _captured[-1].append(_line.value.decode(errors="replace").rstrip())
+    text = _line.value.decode(errors="replace").rstrip()
+    messages, listener = _captured[-1]
+    if listener is not None:
+        listener(text)
+    if level <= _INFO:
+        messages.append(text)
     return length
 
 
@@ -253,14 +268,17 @@ _print_callback = PRINT_FN(_print)
 
 
 @contextmanager
-def captured_log() -> Iterator[list[str]]:
+def captured_log(listener: Callable[[str], None] | None = None) -> Iterator[list[str]]:
     """Collect what libbpf says within the block, one string per warning or information.
 
     Outside such a block libbpf is silent: its messages belong in the error they explain.
+
+    Args:
+        listener: hears every message as it is said, those for debugging included.
     """
     lib()
     messages: list[str] = []
-    _captured.append(messages)
+    _captured.append((messages, listener))
     try:
         yield messages
     finally:

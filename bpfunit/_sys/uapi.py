@@ -196,6 +196,23 @@ FD_MAPS = frozenset(
 )
 # their values are sockets: a descriptor goes in; a cookie comes out where values have 8 bytes
 SOCKET_MAPS = frozenset({MapType.SOCKMAP, MapType.SOCKHASH, MapType.REUSEPORT_SOCKARRAY})
+# no keys: values go in, and come out or are asked for
+KEYLESS_MAPS = frozenset({MapType.QUEUE, MapType.STACK, MapType.BLOOM_FILTER})
+# arrays whose slots may be empty
+SPARSE_MAPS = frozenset(
+    {
+        MapType.PROG_ARRAY,
+        MapType.PERF_EVENT_ARRAY,
+        MapType.CGROUP_ARRAY,
+        MapType.ARRAY_OF_MAPS,
+        MapType.SOCKMAP,
+        MapType.SOCKHASH,
+        MapType.REUSEPORT_SOCKARRAY,
+        MapType.DEVMAP,
+        MapType.CPUMAP,
+        MapType.XSKMAP,
+    }
+)
 INDEXED_MAPS = frozenset(
     {
         MapType.ARRAY,

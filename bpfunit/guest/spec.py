@@ -177,6 +177,8 @@ class GuestSpec:
             variables["BPFUNIT_LIBBPF"] = str(Path(libbpf).absolute())
         if self.module is not None:
             variables["BPFUNIT_MODULE"] = str(self.module)
+        if (configuration := self.kernel.configuration) is not None:
+            variables["BPFUNIT_KCONFIG"] = str(configuration)
         return variables
 
     def _environment(self, variables: dict[str, str]) -> str:

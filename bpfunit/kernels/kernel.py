@@ -39,3 +39,12 @@ class Kernel:
     def boot_path(self) -> Path:
         """What ``vng --run`` takes."""
         return self.tree or self.image
+
+    @property
+    def configuration(self) -> Path | None:
+        """Its configuration (``CONFIG_…``), None when it is not here."""
+        named = f"config-{self.release}"
+        places = [self.image.with_name(named)]
+        places += [self.modules_root / "boot" / named] if self.modules_root else []
+        places += [one / ".config" for one in (self.tree, self.headers) if one]
+        return next((place for place in places if place.is_file()), None)

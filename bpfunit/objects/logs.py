@@ -101,6 +101,49 @@ class RingBuffers:
             self._handle = 0
 
 
+class PerfBuffers:
+    """Drains all perf event arrays of an object through libbpf; records as bytes, by map name.
+
+    The kernel pads a record to a multiple of 8 bytes with its 4-byte length in front, so that zero
+    bytes may follow what the program wrote (``tools/include/uapi/linux/perf_event.h``,
+    PERF_SAMPLE_RAW).
+
+    Args:
+        maps: the object's maps of type PERF_EVENT_ARRAY; their slots are filled, one for each CPU.
+    """
+
+    _PAGES = 8  # for each CPU; a power of two
+
+    def __init__(self, maps: Iterable[Map]) -> None:
+        self._records: dict[str, list[bytes]] = {}
+        self._callbacks = []  # libbpf keeps their addresses, so they must outlive the handles
+        self._handles: list[int] = []
+        for one in maps:
+            callback = libbpf.PERF_SAMPLE_FN(self._collector(one.name))
+            self._callbacks.append(callback)
+            made = libbpf.lib().perf_buffer__new(one.fd, self._PAGES, callback, None, None, None)
+            self._handles.append(made)
+
+    def _collector(self, name: str) -> Callable[[int, int, int, int], None]:
+        def collect(_ctx: int, _cpu: int, data: int, size: int) -> None:
+            self._records.setdefault(name, []).append(ctypes.string_at(data, size))
+
+        return collect
+
+    def drain(self) -> dict[str, list[bytes]]:
+        """Return the records since the last call, oldest first on each CPU."""
+        for handle in self._handles:
+            libbpf.lib().perf_buffer__consume(handle)
+        records, self._records = self._records, {}
+        return records
+
+    def close(self) -> None:
+        """Unmap the buffers and empty the slots."""
+        for handle in self._handles:
+            libbpf.lib().perf_buffer__free(handle)
+        self._handles.clear()
+
+
 class TraceReader:
     """Reads ``bpf_printk`` output from a tracing instance of its own (event since Linux 5.9).
 

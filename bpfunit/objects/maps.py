@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import threading
 from collections import deque
@@ -16,6 +17,9 @@ from bpfunit.errors import FieldValueError, SyscallError
 from bpfunit.values import records
 
 _ENOENT, _E2BIG, _EINVAL, _EOPNOTSUPP, _ENOTSUPP, _ENOSPC, _EFAULT = 2, 7, 22, 95, 524, 28, 14
+_EPERM = 1
+# for a slot of which the kernel tells nobody what it holds; ENOSPC: 4 bytes hold no socket's cookie
+_NOT_SHOWN = (_ENOTSUPP, _EOPNOTSUPP, _ENOSPC)
 _BATCH = 16384  # entries per system call: a few megabytes at most, and a signal is not kept waiting
 
 
@@ -33,10 +37,12 @@ class _Room(threading.local):
 class Map(MutableMapping[Any, Any]):
     """One map: ``m[key]``, ``m[key] = value``, ``del m[key]``, ``len``, iteration, ``update``.
 
-    Keys and values are of ``key_type`` and ``value_type`` and take whatever
-    :func:`bpfunit.values.records.coerce` turns into them; bytes where no type is known. A per-CPU
-    map's value is a list with one value for each possible CPU. A socket-storage map is keyed by a
-    socket.
+    Arrays of programs, maps, sockets and the like have the slots that are filled. Some of them the
+    kernel shows to nobody (perf events, cgroups, AF_XDP sockets, sockets with values of 4 bytes):
+    they read as what this object wrote. Keys and values are of ``key_type`` and ``value_type`` and
+    take whatever :func:`bpfunit.values.records.coerce` turns into them; bytes where no type is
+    known. A per-CPU map's value is a list with one value for each possible CPU. A socket-storage
+    map is keyed by a socket.
 
     Args:
         fd: the map's descriptor; the map does not own it unless ``owned``.
@@ -80,6 +86,8 @@ class Map(MutableMapping[Any, Any]):
         self._room = _Room(self.key_size or 1, self._value_room)
         # what the test wrote, for failure reports; bounded, a property test writes without end
         self.touched: deque[tuple[str, Any, Any]] = deque(maxlen=100)
+        self._sparse = self.type in uapi.SPARSE_MAPS
+        self._placed: dict[bytes, bytes] = {}  # slots that we filled and the kernel does not show
 
     @classmethod
     def from_fd(cls, fd: int, key_type: Any = None, value_type: Any = None) -> Map:
@@ -172,7 +180,17 @@ class Map(MutableMapping[Any, Any]):
         hint = ""
         if errno == _E2BIG:
             hint = f"the map is full: max_entries is {self.max_entries}"
-        return SyscallError(f"{operation} {self.name}", errno, hint or bpf.HINTS.get(errno, ""))
+        if errno == _EPERM:
+            hint = self._access()
+        return SyscallError(f"{operation} {self.name}", errno, hint or bpf.hint(errno))
+
+    def _access(self) -> str:
+        """Return what the map's flags keep user space from; they are the descriptor's own."""
+        access = fcntl.fcntl(self.fd, fcntl.F_GETFL) & os.O_ACCMODE
+        return {
+            os.O_WRONLY: "the map has BPF_F_WRONLY: user space may write it and not read",
+            os.O_RDONLY: "the map has BPF_F_RDONLY: user space may read it and not write",
+        }.get(access, "")
 
     def lookup(self, key: Any) -> bytes | None:
         """Return the raw value of ``key``, None when there is none."""
@@ -180,6 +198,8 @@ class Map(MutableMapping[Any, Any]):
         result = bpf.call(Cmd.MAP_LOOKUP_ELEM, room.attr)
         if result == -_ENOENT:
             return None
+        if self._sparse and -result in _NOT_SHOWN:
+            return self._placed.get(room.key.raw)
         if result < 0:
             raise self._error("look up in map", -result)
         return room.value.raw[: self._value_room if self.value_size else 0]
@@ -203,6 +223,8 @@ class Map(MutableMapping[Any, Any]):
         result = bpf.call(Cmd.MAP_UPDATE_ELEM, room.attr)
         if result < 0:
             raise self._error("update map", -result)
+        if self._sparse:
+            self._placed[room.key.raw] = raw
         self.touched.append(("set", key, value))
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -216,6 +238,7 @@ class Map(MutableMapping[Any, Any]):
             raise KeyError(key)
         if result < 0:
             raise self._error("delete from map", -result)
+        self._placed.pop(room.key.raw, None)
         self.touched.append(("del", key, None))
 
     def __contains__(self, key: object) -> bool:
@@ -235,12 +258,18 @@ class Map(MutableMapping[Any, Any]):
             ctypes.memmove(current, following, self.key_size)
             attr.key = ctypes.addressof(current)
 
+    def _filled_keys(self) -> Iterator[bytes]:
+        """Yield the keys that have a value: the kernel walks empty slots too."""
+        for raw in self._raw_keys():
+            if not self._sparse or self.lookup(self.decode_key(raw)) is not None:
+                yield raw
+
     def __iter__(self) -> Iterator[Any]:
         # the keys are taken first: deleting while walking restarts the kernel's walk
-        return iter([self.decode_key(raw) for raw in list(self._raw_keys())])
+        return iter([self.decode_key(raw) for raw in list(self._filled_keys())])
 
     def __len__(self) -> int:
-        return sum(1 for _ in self._raw_keys())
+        return sum(1 for _ in self._filled_keys())
 
     def __repr__(self) -> str:
         kind = getattr(self.type, "name", self.type)
@@ -253,7 +282,7 @@ class Map(MutableMapping[Any, Any]):
 
     def clear(self) -> None:
         """Delete every entry; array maps are zeroed instead, they cannot lose entries."""
-        for raw in list(self._raw_keys()):
+        for raw in list(self._filled_keys()):
             if self.type in (MapType.ARRAY, MapType.PERCPU_ARRAY):
                 self.put(self.decode_key(raw), self.decode_value(bytes(self._value_room)))
             else:
@@ -330,6 +359,8 @@ class Map(MutableMapping[Any, Any]):
 
     def snapshot_raw(self) -> tuple[bytes, bytes]:
         """Read all entries at once: the keys back to back, and the values."""
+        if self._sparse:
+            return self._snapshot_singly()
         all_keys, all_values = bytearray(), bytearray()
         size = self._value_room
         # a batch must be able to hold the fullest bucket of a hash map, else the kernel says ENOSPC
@@ -358,7 +389,7 @@ class Map(MutableMapping[Any, Any]):
 
     def _snapshot_singly(self) -> tuple[bytes, bytes]:
         pairs = []
-        for raw in self._raw_keys():
+        for raw in self._filled_keys():
             value = self.lookup(self.decode_key(raw))
             if value is not None:
                 pairs.append((raw, value))

@@ -12,24 +12,27 @@ from pathlib import Path
 from typing import Any
 
 from bpfunit import engines
-from bpfunit._sys import libbpf
+from bpfunit._sys import libbpf, uapi
 from bpfunit._sys.uapi import MapType
 from bpfunit.errors import BpfunitError, NotFoundError, SyscallError
+from bpfunit.objects import kconfig
+from bpfunit.objects.globals import Globals, Sections, data_sections
 from bpfunit.objects.maps import Map
-from bpfunit.objects.verifier import LoadError, load_failure
+from bpfunit.objects.queues import QueueMap
+from bpfunit.objects.verifier import load_failure, open_failure
 from bpfunit.rewrite import ambient, callback
 from bpfunit.rewrite import insn as asm
 from bpfunit.rewrite.code import Instrumentation
 from bpfunit.runs.observation import Session
 from bpfunit.runs.program import Program
 from bpfunit.tailcalls.tailcalls import CallTracer, ProgArray
-from bpfunit.values import records
-from bpfunit.values.btf import Types, Variable, raw_btf
+from bpfunit.values.btf import Types, raw_btf
 from bpfunit.values.names import Names
 from bpfunit.values.sources import ObjectTypes, TypeSource, named_types, object_types
 
 _LOG_ROOM = (1 << 24) - 1  # the largest log that kernels before 5.2 take (BPF_LOG_BUF_SIZE)
 _PRINTK_HELPERS = {6, 177}  # bpf_trace_printk, bpf_trace_vprintk
+_PERF_OUTPUT_HELPERS = {25, 111, 121}  # bpf_{perf_event,skb,xdp}_output
 _LISTED_SLOTS = 64
 # libbpf's messages and the passes of a load go through one callback each, whoever loads
 _loading = threading.RLock()
@@ -38,26 +41,6 @@ _loading = threading.RLock()
 _OPCODE_AND_SOURCE = 0xF0FF
 _LOAD_MAP_FD = asm.PSEUDO_MAP_FD << 12 | asm.LD_IMM64
 _CALL_HELPER = asm.JMP | asm.CALL
-
-
-class Globals:
-    """The global variables of a loaded object: ``obj.globals.bpf_log_level = 3``."""
-
-    _object: Object
-
-    def __init__(self, owner: Object) -> None:
-        object.__setattr__(self, "_object", owner)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return self._object._read_global(name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self._object._write_global(name, value)
-
-    def __dir__(self) -> list[str]:
-        return sorted(self._object._variables)
 
 
 class Object:
@@ -76,25 +59,27 @@ class Object:
         self.session = Session(Path(path).name)
         self._resources = ExitStack()
         self._handle = 0
-        self._loaded = False
         self._types: ObjectTypes | None = None
-        self._variables: dict[str, Variable] = {}
-        self._sections: dict[str, int] = {}
-        self._mapped: dict[str, mmap.mmap] = {}
+        self._map_ids: dict[str, tuple[int, int]] = {}
         self._log = mmap.mmap(-1, _LOG_ROOM)  # takes memory only as far as the kernel writes
         self._resources.callback(self._log.close)
-        self.maps: Names[Any] = Names("map", self.path.name, {})
-        self.programs: Names[Program] = Names("program", self.path.name, {})
-        self.globals = Globals(self)
+        self._maps: dict[str, Any] = {}
+        self._programs: dict[str, Program] = {}
+        self._not_loaded: dict[str, str] = {}
+        self.maps: Names[Any] = Names("map", self.path.name, self._maps)
+        self.programs: Names[Program] = Names(
+            "program", self.path.name, self._programs, self._not_loaded
+        )
 
     # -- opening
 
-    def _open(self, named: tuple[Types, ...] = ()) -> None:
+    def _open(self, named: tuple[Types, ...], pin_root: str | os.PathLike[str] | None) -> None:
         view = (ctypes.c_char * _LOG_ROOM).from_buffer(self._log)
         opts = libbpf.OpenOpts(
             sz=ctypes.sizeof(libbpf.OpenOpts),
             kernel_log_buf=ctypes.addressof(view),
             kernel_log_size=_LOG_ROOM,
+            pin_root_path=os.fsencode(pin_root) if pin_root is not None else None,
         )
         del view
         lib = libbpf.lib()
@@ -102,67 +87,37 @@ class Object:
             try:
                 self._handle = lib.bpf_object__open_file(os.fsencode(self.path), ctypes.byref(opts))
             except SyscallError as error:
-                hint = "is it a BPF object (clang -target bpf -g -O2)?" if error.errno != 2 else ""
-                raise LoadError(f"open {self.path}", error.errno or 0, messages, hint) from None
+                raise open_failure(str(self.path), error.errno or 0, messages) from None
         self._resources.callback(lib.bpf_object__close, self._handle)
         btf = lib.bpf_object__btf(self._handle)
         self._types = object_types(raw_btf(btf) if btf else None, self.path, named)
-        self._variables = self._types.variables()
         for handle in libbpf.each("bpf_object__next_map", self._handle):
-            if lib.bpf_map__is_internal(handle):
-                name = lib.bpf_map__name(handle).decode()
-                self._sections[name[name.index(".") :]] = handle
+            # noted now: libbpf forgets those of some types, and puts another object's in the place
+            # of those of a map that was pinned
+            ids = lib.bpf_map__btf_key_type_id(handle), lib.bpf_map__btf_value_type_id(handle)
+            self._map_ids[lib.bpf_map__name(handle).decode()] = ids
+            if pin_root is None and lib.bpf_map__pin_path(handle):
+                lib.bpf_map__set_pin_path(handle, None)
+        self._on_request = {
+            lib.bpf_program__name(handle).decode()
+            for handle in libbpf.each("bpf_object__next_program", self._handle)
+            if not lib.bpf_program__autoload(handle)
+        }
+        self._sections = Sections(
+            self.path.name,
+            self._types,
+            dict(data_sections(self._handle)),
+            self._resources.callback,
+        )
+        self.globals = Globals(self._sections)
+        if self._sections.asks_for_configuration:
+            kconfig.provide()
 
     @property
     def types(self) -> Types:
         """The C types by name: of its BTF, its DWARF, and the files named by ``types``."""
         assert self._types is not None, "opened first"
         return self._types
-
-    # -- globals
-
-    def _place(self, name: str) -> tuple[Variable, Any]:
-        if name not in self._variables:
-            raise NotFoundError(
-                f"look up global in {self.path.name}", name, sorted(self._variables)
-            )
-        variable = self._variables[name]
-        return variable, self.types.storage_by_id(variable.type_id)
-
-    def _section(self, variable: Variable) -> memoryview:
-        """Return the memory of a variable's section: libbpf's until the load, then the map's."""
-        handle = self._sections.get(variable.section)
-        size = ctypes.c_size_t()
-        lib = libbpf.lib()
-        base = lib.bpf_map__initial_value(handle, ctypes.byref(size)) if handle else None
-        if not base or variable.offset + variable.size > size.value:
-            raise BpfunitError(f"reach section {variable.section} of {self.path.name}: not there")
-        if not self._loaded or variable.section.startswith(".rodata"):
-            return memoryview((ctypes.c_char * size.value).from_address(base)).cast("B")
-        # libbpf maps it over its own copy for skeletons only (before 1.5)
-        if variable.section not in self._mapped:
-            pages = -(-size.value // mmap.PAGESIZE) * mmap.PAGESIZE
-            mapped = mmap.mmap(lib.bpf_map__fd(handle), pages)
-            self._mapped[variable.section] = mapped
-            self._resources.callback(mapped.close)
-        return memoryview(self._mapped[variable.section])
-
-    def _read_global(self, name: str) -> Any:
-        variable, ctype = self._place(name)
-        with self._section(variable) as memory:
-            end = variable.offset + ctypes.sizeof(ctype)
-            return records.decode(ctype, bytes(memory[variable.offset : end]))
-
-    def _write_global(self, name: str, value: Any) -> None:
-        variable, ctype = self._place(name)
-        if self._loaded and variable.section.startswith(".rodata"):
-            raise BpfunitError(
-                f"set global {name}: it is constant (const volatile) once loaded; give it to"
-                f" load(globals={{{name!r}: …}})"
-            )
-        raw = records.encode(f"global {name}", ctype, value)
-        with self._section(variable) as memory:
-            memory[variable.offset : variable.offset + len(raw)] = raw
 
     # -- loading
 
@@ -191,7 +146,7 @@ class Object:
 
     def _load(self, passes: Sequence[Instrumentation]) -> None:
         lib = libbpf.lib()
-        with libbpf.captured_log() as messages:
+        with libbpf.captured_log(self._sections.extern_listener()) as messages:
             try:
                 if passes:
                     with callback.instrumented(self._handle, passes):
@@ -201,39 +156,43 @@ class Object:
             except SyscallError as error:
                 log = self._log[: self._log.find(b"\0")].decode(errors="replace")
                 raise load_failure(str(self.path), error.errno or 0, log, messages) from None
-        self._loaded = True
+        self._sections.loaded = True
+        self._sections.require_chosen()
 
     def _collect(self, map_types: Mapping[str, Any], log_maps: Mapping[str, Any] | None) -> None:
         lib = libbpf.lib()
-        maps = self.maps._items
+        maps = self._maps
         for handle in libbpf.each("bpf_object__next_map", self._handle):
             if lib.bpf_map__is_internal(handle) or lib.bpf_map__fd(handle) < 0:
                 continue
             name = lib.bpf_map__name(handle).decode()
-            key, value = self._map_types(handle, map_types.get(name))
-            kind = ProgArray if lib.bpf_map__type(handle) == MapType.PROG_ARRAY else Map
-            maps[name] = kind(lib.bpf_map__fd(handle), name, key, value)
+            key, value = self._map_types(name, handle, map_types.get(name))
+            maps[name] = _map_class(lib.bpf_map__type(handle))(
+                lib.bpf_map__fd(handle), name, key, value
+            )
         for name in map_types:
             self.maps[name]  # a type for a map that does not exist is a mistake
         by_fd = {m.fd: m for m in maps.values()}
         for handle in libbpf.each("bpf_object__next_program", self._handle):
+            name = lib.bpf_program__name(handle).decode()
             if lib.bpf_program__fd(handle) < 0:
+                self._not_loaded[name] = _why_not_loaded(name, name in self._on_request)
                 continue
             program = Program(
                 lib.bpf_program__fd(handle),
-                lib.bpf_program__name(handle).decode(),
+                name,
                 lib.bpf_program__expected_attach_type(handle),
                 lib.bpf_program__section_name(handle).decode(),
                 self.session,
             )
-            self.programs._items[program.name] = program
+            self._programs[name] = program
             self._relate(program, handle, by_fd)
         self._observe(list(maps.values()), log_maps)
 
-    def _map_types(self, handle: int, given: Any) -> tuple[Any, Any]:
-        lib = libbpf.lib()
-        ids = (lib.bpf_map__btf_key_type_id(handle), lib.bpf_map__btf_value_type_id(handle))
-        known = [self.types.storage_by_id(i) if i else None for i in ids]
+    def _map_types(self, name: str, handle: int, given: Any) -> tuple[Any, Any]:
+        known = [self.types.storage_by_id(i) if i else None for i in self._map_ids[name]]
+        if libbpf.lib().bpf_map__type(handle) == MapType.STRUCT_OPS:
+            known[1] = None  # the kernel's own structure around it is the value
         if given is not None:
             pair = given if isinstance(given, tuple) else (None, given)
             if len(pair) != 2:
@@ -260,8 +219,9 @@ class Object:
             if isinstance(target, ProgArray):
                 target.users.append(program)
         self._prints = self._prints or bool(helpers & _PRINTK_HELPERS)
+        self._sends = self._sends or bool(helpers & _PERF_OUTPUT_HELPERS)
 
-    _prints = False
+    _prints = _sends = False
 
     def _observe(self, maps: list[Any], log_maps: Mapping[str, Any] | None) -> None:
         arrays = [m for m in maps if isinstance(m, ProgArray)]
@@ -275,7 +235,9 @@ class Object:
                 self.maps[name].name: self.types[one] if isinstance(one, str) else one
                 for name, one in log_maps.items()
             }
-        self.session.watch(self.maps._items, log_types)
+        self.session.watch(self._maps, log_types)
+        if self._sends:
+            self.session.watch_perf_events()
         if self._prints:
             self.session.watch_printk()
 
@@ -283,14 +245,14 @@ class Object:
 
     def close(self) -> None:
         """Unload programs and maps; their Python objects are dead then."""
-        for array in self.maps.values():
+        for array in self._maps.values():
             for spy in getattr(array, "spies", ()):
                 spy.close()
         self.session.close()
         self._resources.close()
-        for one in self.maps.values():
+        for one in self._maps.values():
             one.close()
-        for program in self.programs.values():
+        for program in self._programs.values():
             program.fd = -1  # the number may be someone else's by now
         self._handle = 0
 
@@ -306,6 +268,17 @@ class Object:
         return f"<object {self.path.name}: {len(self.programs)} programs, {len(self.maps)} maps>"
 
 
+def _map_class(map_type: int) -> type[Map]:
+    if map_type == MapType.PROG_ARRAY:
+        return ProgArray
+    return QueueMap if map_type in uapi.KEYLESS_MAPS else Map
+
+
+def _why_not_loaded(name: str, on_request: bool) -> str:
+    why = 'its SEC("?…") loads it on request only' if on_request else "it was not chosen"
+    return f"{name} is in the object and was not loaded ({why}): load(programs=[{name!r}, …])"
+
+
 def load(
     path: str | os.PathLike[str],
     *,
@@ -318,6 +291,7 @@ def load(
     trace_tail_calls: bool = False,
     instrument: Sequence[Instrumentation] = (),
     engine: str | None = None,
+    pin_root: str | os.PathLike[str] | None = None,
 ) -> Object:
     """Load a BPF object into the running kernel, with maps of its own.
 
@@ -338,6 +312,9 @@ def load(
         instrument: rewriting passes such as ``faults.stub(…)``, in order; tracing and coverage come
             after them.
         engine: "testrun" or "connect", by default the process's choice (``--bpf-engine``).
+        pin_root: a directory of a BPF file system, made when it is not there, in which maps with
+            ``LIBBPF_PIN_BY_NAME`` are pinned and found by later loads. Without it nothing is
+            pinned and nothing found: each load has maps of its own.
 
     Raises:
         LoadError: the file cannot be opened or is no BPF object, or the kernel refused a map.
@@ -358,9 +335,11 @@ def load(
         all_passes += ambient.passes()
         if all_passes:
             callback.install()
-        obj._open(named_types(types))
+        if pin_root is not None:
+            Path(pin_root).mkdir(parents=True, exist_ok=True)
+        obj._open(named_types(types), pin_root)
         for name, value in (globals or {}).items():
-            obj._write_global(name, value)
+            obj._sections.write(name, value)
         if programs is not None:
             obj._select(programs)
         obj._resize(max_entries or {})

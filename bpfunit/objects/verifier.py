@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno as _errno
 import re
+from os import geteuid
 
 from bpfunit.errors import BpfunitError, SyscallError
 
@@ -81,12 +82,75 @@ class LoadError(SyscallError):
     def __init__(self, operation: str, errno: int, messages: list[str], hint: str = "") -> None:
         self.messages = messages
         said = [m.removeprefix("libbpf: ") for m in messages]
-        super().__init__(operation, errno, "; ".join(part for part in (*said[-3:], hint) if part))
+        parts = [libbpf_error(errno) and f"libbpf's {libbpf_error(errno)}", *said[-3:], hint]
+        super().__init__(operation, errno, "; ".join(part for part in parts if part))
 
 
 def _remedy(log: str) -> str:
     tail = log[-4000:]
     return next((text for pattern, text in _REMEDIES if re.search(pattern, tail)), "")
+
+
+# what libbpf says of an object -> what to do about it
+_SAID: tuple[tuple[str, str], ...] = (
+    (
+        r"legacy map definitions|'maps' section",
+        'maps in SEC("maps") are of the time before BTF, and libbpf 1.0 refuses them: declare them'
+        ' in SEC(".maps"): struct { __uint(type, …); __type(key, …); } name SEC(".maps")',
+    ),
+    (
+        r"missing BPF prog type, check ELF section name '([^']*)'",
+        "libbpf does not know what kind of program this section's name stands for; write it as"
+        ' libbpf 1.0 does: SEC("cgroup/connect4"), SEC("xdp"), SEC("tc") (a bare SEC("connect4")'
+        ' or SEC("classifier/x") was older tools\' way)',
+    ),
+    (
+        r"failed to open system Kconfig|failed to (?:find|read).*[Kk]config",
+        "an extern asks for the kernel's configuration, which is not at /boot/config-RELEASE nor"
+        " at /proc/config.gz",
+    ),
+    (r"BTF is required", "compile it with clang -g"),
+)
+# enum libbpf_errno of libbpf.h, from 4000
+_LIBBPF_ERRORS = (
+    "LIBELF: libelf could not read it",
+    "FORMAT: not an object in libbpf's format",
+    "KVERSION: the version section is wrong or missing",
+    "ENDIAN: of the other byte order",
+    "INTERNAL: a fault of libbpf's",
+    "RELOC: a relocation failed",
+    "LOAD: the kernel refused it for an unknown reason",
+    "VERIFY: the verifier refused it",
+    "PROG2BIG: a program is too big",
+    "KVER: of another kernel version",
+    "PROGTYPE: the kernel does not know the program type",
+)
+_FIRST_LIBBPF_ERROR = 4000
+
+
+def libbpf_error(errno: int) -> str:
+    """Return the name and meaning of an error of libbpf's own, "" for the system's."""
+    number = errno - _FIRST_LIBBPF_ERROR
+    return _LIBBPF_ERRORS[number] if 0 <= number < len(_LIBBPF_ERRORS) else ""
+
+
+def _advice(messages: list[str]) -> str:
+    said = "\n".join(messages)
+    return next((text for pattern, text in _SAID if re.search(pattern, said)), "")
+
+
+def open_failure(path: str, errno: int, messages: list[str]) -> LoadError:
+    """Make the exception for a failed ``bpf_object__open``.
+
+    Args:
+        path: the object.
+        errno: the positive errno.
+        messages: libbpf's messages.
+    """
+    hint = _advice(messages)
+    if not hint and errno != _errno.ENOENT:
+        hint = "is it a BPF object (clang -target bpf -g -O2)?"
+    return LoadError(f"open {path}", errno, messages, hint)
 
 
 _FAILED = re.compile(r"prog '([^']+)': (?:BPF program load failed|-- BEGIN PROG LOAD LOG)")
@@ -105,8 +169,11 @@ def load_failure(path: str, errno: int, log: str, messages: list[str]) -> Bpfuni
     if failed and log.strip():
         return VerifierError(failed[-1], errno, log)
     hints = {
-        1: "loading BPF needs root (CAP_BPF) and is done in a guest: pytest --kernel 6.12",
+        1: ""
+        if geteuid() == 0
+        else "loading BPF needs root (CAP_BPF) and is done in a guest: pytest --kernel 6.12",
         12: "the memory limit or the guest's memory is too low",
         524: "is the JIT off? sysctl net.core.bpf_jit_enable=1",
     }
-    return LoadError(f"load {path}", errno, messages, hints.get(errno, ""))
+    hint = _advice(messages) or hints.get(errno, "")
+    return LoadError(f"load {path}", errno, messages, hint)

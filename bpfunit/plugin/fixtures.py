@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ from bpfunit.runs import observation as session
 from bpfunit.values.net import explain_difference
 
 _DEFAULT_OBJECT = "bpf/build/hook.bpf.o"
+_BPFFS = Path("/sys/fs/bpf")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -81,6 +83,25 @@ def _bpf_descriptors() -> dict[int, str]:
         if target.startswith(("anon_inode:bpf", "anon_inode:btf", "socket:")):
             found[int(entry.name)] = target
     return found
+
+
+@pytest.fixture(autouse=True)
+def _clean_bpffs() -> Iterator[None]:
+    """Remove what a test pinned in its guest; what fixtures of a wider scope pinned stays."""
+    if not in_guest():
+        yield
+        return
+    before = set(_pins())
+    yield
+    for path in _pins():
+        if path not in before:
+            with contextlib.suppress(OSError):  # a directory that holds what was there before
+                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _pins() -> list[Path]:
+    """Return the pins and directories of the BPF file system, what lies deeper first."""
+    return sorted(_BPFFS.rglob("*"), reverse=True)
 
 
 @pytest.fixture

@@ -36,6 +36,8 @@ def _maps(maps: Any) -> Iterator[str]:
 def _change(m: Map, what: str, key: Any, value: Any) -> str:
     if what == "bulk":
         return f"{m.name}: {key} entries at once"
+    if what == "push":
+        return f"{m.name}.push({_shown(m.value_type, value)})"
     if what == "del":
         return f"del {m.name}[{key!r}]"
     return f"{m.name}[{_shown(m.key_type, key)}] = {_shown(m.value_type, value)}"

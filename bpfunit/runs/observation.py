@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from bpfunit._sys.uapi import MapType
-from bpfunit.objects.logs import LogLine, RingBuffers, TraceReader
+from bpfunit.objects.logs import LogLine, PerfBuffers, RingBuffers, TraceReader
 from bpfunit.objects.maps import Map
 from bpfunit.rewrite import ambient
 from bpfunit.runs.result import Result
@@ -41,7 +41,7 @@ class Session:
         self._storages: list[Map] = []
         self._arrays: list[ProgArray] = []
         self._logs: dict[str, Any] = {}
-        self._rings: RingBuffers | None = None
+        self._buffers: list[RingBuffers | PerfBuffers] = []
         self._trace: TraceReader | None = None
         self._recorder: CallRecorder | None = None
         self._observer: ambient.RunObserver | None = None
@@ -94,8 +94,16 @@ class Session:
         for array in self._arrays:
             array.recorder = self.recorder
         if rings:
-            self._rings = RingBuffers(rings)
-            self._resources.callback(self._rings.close)
+            self._drain(RingBuffers(rings))
+
+    def watch_perf_events(self) -> None:
+        """Collect what the programs send into perf event arrays."""
+        arrays = [m for m in self.maps.values() if m.type == MapType.PERF_EVENT_ARRAY]
+        self._drain(PerfBuffers(arrays))
+
+    def _drain(self, buffers: RingBuffers | PerfBuffers) -> None:
+        self._buffers.append(buffers)
+        self._resources.callback(buffers.close)
 
     def watch_printk(self) -> None:
         """Collect ``bpf_printk`` lines after each run."""
@@ -113,9 +121,9 @@ class Session:
             self._observer.run_starts()
 
     def said(self) -> tuple[dict[str, list[bytes]], list[str]]:
-        """Return the ring-buffer records, by map, and the printed lines since :meth:`before`."""
-        if self._rings:
-            for name, records in self._rings.drain().items():
+        """Return what was sent, by map, and the printed lines since :meth:`before`."""
+        for buffers in self._buffers:
+            for name, records in buffers.drain().items():
                 self._events.setdefault(name, []).extend(records)
         if self._trace:
             self._lines += self._trace.drain()

@@ -46,7 +46,8 @@ class Result:
         data: the packet after the run, packet programs only.
         ctx_in: the context as crafted, None when none was passed.
         log: lines from the object's log ring buffers, see :class:`bpfunit.LogLine`.
-        events: raw records of every ring buffer of the object, by map name.
+        events: raw records of every ring buffer and perf event array of the object, by map name;
+            those of a perf event array may end in zero bytes, the kernel's padding.
         printk: lines of ``bpf_printk``.
         path: the branches taken, where coverage observes the runs; its str is for people.
     """

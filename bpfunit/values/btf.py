@@ -195,9 +195,9 @@ class Types:
             self._made[type_id] = self._make(type_id, "")
         return self._made[type_id]
 
-    def variables(self) -> dict[str, Variable]:
-        """Return the global variables of the object's data sections by name."""
-        found: dict[str, Variable] = {}
+    def variables(self) -> dict[str, list[Variable]]:
+        """Return the variables of the object's sections by name; static ones may share theirs."""
+        found: dict[str, list[Variable]] = {}
         for section in self._types:
             if section.kind != kinds.DATASEC:
                 continue
@@ -205,7 +205,8 @@ class Types:
                 type_id, offset, size = struct.unpack_from("=III", self._raw, section.tail + 12 * i)
                 var = self._types[type_id]
                 if var.kind == kinds.VAR:
-                    found[var.name] = Variable(section.name, offset, size, var.size_or_type)
+                    place = Variable(section.name, offset, size, var.size_or_type)
+                    found.setdefault(var.name, []).append(place)
         return found
 
     def _make(self, type_id: int, typedef: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from bpfunit.errors import NotFoundError
 
@@ -11,32 +11,74 @@ _V = TypeVar("_V")
 
 
 class Names(Mapping[str, _V], Generic[_V]):
-    """A mapping whose names are attributes too: ``obj.maps.km_service``."""
+    """A mapping whose names are attributes too: ``obj.maps.km_service``.
 
-    def __init__(self, kind: str, source: str, items: dict[str, _V]) -> None:
-        self._kind, self._source, self._items = kind, source, items
+    An item that is called as a method of mappings is (``items``, ``get``) is found under that name
+    and can be called as the method, so that ``obj.maps.items["x"]`` and ``obj.maps.items()`` both
+    do what they say.
+
+    Args:
+        kind: what the items are, for errors.
+        source: what they come from, for errors.
+        items: the items, a dict of the owner's that may grow.
+        hints: for names that are not there, why, and what to do about it.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        source: str,
+        items: dict[str, _V],
+        hints: Mapping[str, str] | None = None,
+    ) -> None:
+        self.__kind, self.__source = kind, source
+        self.__own = items
+        self.__hints = hints if hints is not None else {}
 
     def __getitem__(self, name: str) -> _V:
         try:
-            return self._items[name]
+            return self.__own[name]
         except KeyError:
-            raise NotFoundError(
-                f"look up {self._kind} in {self._source}", name, sorted(self._items)
-            ) from None
+            raise self.__missing(name) from None
+
+    def __missing(self, name: str) -> NotFoundError:
+        return NotFoundError(
+            f"look up {self.__kind} in {self.__source}",
+            name,
+            sorted(self.__own),
+            self.__hints.get(name, ""),
+        )
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("_"):  # nothing that a mapping is asked for
+            return super().__getattribute__(name)
+        own = self.__own
+        if name not in own:
+            return super().__getattribute__(name)
+        found = own[name]
+        if hasattr(Mapping, name):
+            _make_callable(found, super().__getattribute__(name))
+        return found
 
     def __getattr__(self, name: str) -> _V:
-        if name.startswith("__"):
+        if name.startswith("_Names__"):  # not made yet: nothing is to be listed
             raise AttributeError(name)
         return self[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._items)
+        return iter(self.__own)
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self.__own)
 
     def __dir__(self) -> list[str]:
-        return [*super().__dir__(), *self._items]
+        return [*super().__dir__(), *self.__own]
 
     def __repr__(self) -> str:
-        return f"<{self._kind}s of {self._source}: {', '.join(self._items)}>"
+        return f"<{self.__kind}s of {self.__source}: {', '.join(self.__own)}>"
+
+
+def _make_callable(item: Any, method: Any) -> None:
+    kind = type(item)
+    if "__call__" not in vars(kind):
+        item.__class__ = type(kind.__name__, (kind,), {"__call__": lambda _self, *a: method(*a)})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -13,10 +12,9 @@ from bpfunit import BtfError, NotFoundError, Types, load_types
 from bpfunit.values import dwarf, sources, typefiles
 from bpfunit.values.layout import layout_lines
 from bpfunit.values.sources import ObjectTypes, object_types
-from tests.objects import compiled, linked, stripped
+from tests.objects import CLANGS, compiled, linked, stripped
 
 HEADER = Path(__file__).parents[1] / "guest" / "bpf" / "sized.h"
-CLANGS = [name for name in ("clang", *(f"clang-{n}" for n in range(14, 31))) if shutil.which(name)]
 VALUE = ["+0 kind: u8", "+1 address: u32", "+5 ports: u32[4]"]
 
 
