@@ -21,6 +21,7 @@ pytest_plugins = (
     "bpfunit.plugin.engines",
     "bpfunit.plugin.html",
     "bpfunit.plugin.matrix",
+    "bpfunit.plugin.neighbours",
     "bpfunit.plugin.verdict",
 )
 

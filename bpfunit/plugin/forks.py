@@ -27,19 +27,23 @@ class Forks:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
         """Watch over the set-up."""
+        __tracebackhide__ = True
         return (yield from self._watch(item))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
         """Watch over the test."""
+        __tracebackhide__ = True
         return (yield from self._watch(item))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, object, object]:
         """Watch over the tear-down."""
+        __tracebackhide__ = True
         return (yield from self._watch(item))
 
     def _watch(self, item: pytest.Item) -> Generator[None, object, object]:
+        __tracebackhide__ = True
         process = os.getpid()
         try:
             result = yield

@@ -27,6 +27,7 @@ _NAME = "bpfunit-outcomes"
 _CRASHED = "???"  # what xdist gives as the phase of a test whose worker died
 _NEVER_RAN = "NEVER_RAN"  # what the host's side gives as the death of a test that had no guest
 _ORDER = list(OutcomeKind)
+_UNDECIDED = (OutcomeKind.PASSED, OutcomeKind.MISSING)
 
 
 def is_controller(config: pytest.Config) -> bool:
@@ -147,7 +148,9 @@ class OutcomeCollector:
 
     def run(self) -> Run:
         """Return the run as it is now."""
-        outcomes = [*self._outcomes.values(), *self.missing()]
+        missing = self.missing()  # may find that a test which seemed to pass did not
+        never_ran = [outcome for outcome in missing if self.last_report(outcome) is None]
+        outcomes = [*self._outcomes.values(), *never_ran]
         kernels = list(self._kernels.values())
         if any(outcome.kernel == HOST for outcome in outcomes):
             kernels.append(KernelInfo(HOST))
@@ -187,9 +190,10 @@ class OutcomeCollector:
             if outcome is None:
                 never = "never ran" if key in self._collected else "no guest came to collect it"
                 found.append(Outcome(*key, OutcomeKind.MISSING, reason=never))
-            elif outcome.kind is OutcomeKind.PASSED and key not in self._called:
+            elif key not in self._called and outcome.kind in _UNDECIDED:
                 outcome.kind = OutcomeKind.MISSING
-                outcome.reason = "the run ended before the test did"
+                outcome.reason = outcome.reason or "the run ended before the test did"
+                found.append(outcome)
         return found
 
 

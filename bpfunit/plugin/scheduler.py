@@ -31,6 +31,7 @@ class MatrixScheduling:
         guests: int,
         label_of: Callable[[Any], str],
     ) -> None:
+        self.config = config  # plugins look for it, as on xdist's own
         self._label_of = label_of
         self._abandoned: set[str] = set()
         self._kernels: dict[str, Any] = {}

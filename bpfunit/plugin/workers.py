@@ -87,8 +87,11 @@ class Workers:
 
     def _report_internal_error(self, node: Any, error: InternalError) -> None:
         nodeid = f"internal error in {node.gateway.id}"
+        if host := self._config.pluginmanager.get_plugin("bpfunit-host"):
+            nodeid += f"@{host.label_of_gateway(node.gateway)}"
         report = pytest.TestReport(nodeid, (nodeid, None, nodeid), {}, "failed", error, "setup")
-        report.node = node  # type: ignore[attr-defined]
+        if hasattr(node, "workerinfo"):  # else it ended before it was ready, and pytest asks for it
+            report.node = node  # type: ignore[attr-defined]
         report.bpfunit_death = "INTERNAL_ERROR"  # type: ignore[attr-defined]
         self._config.hook.pytest_runtest_logreport(report=report)
 

@@ -47,6 +47,13 @@ def baseline(storage: Path) -> dict[str, list[int]]:
     return figures(result, file)
 
 
+def test_ids_in_the_json_name_the_kernel_once(baseline, storage: Path):
+    benchmarks = json.loads((storage / "first.json").read_text())["benchmarks"]
+    for one in benchmarks:
+        assert one["fullname"].count("@") == one["name"].count("@") == 1
+        assert one["fullname"].endswith(f"@{KERNEL}")
+
+
 def test_ten_rounds_in_one_boot_differ_by_at_most_one_instruction(baseline):
     assert len(baseline) >= 5
     for name, rounds in baseline.items():

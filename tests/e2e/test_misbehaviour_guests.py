@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import shutil
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 
@@ -189,3 +192,30 @@ def test_coverage_that_fails_fails_the_run(pytester: pytest.Pytester, reason: st
     result = run(pytester, "--bpf-cov", *options)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["FAIL *"])
+
+
+def test_another_libbpf_by_the_loaders_path_is_the_one_in_guests(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ctypes.CDLL("libbpf.so.1")
+    (theirs,) = {
+        line.split()[-1]
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if "/libbpf.so.1" in line
+    }
+    mine = pytester.mkdir("mine") / "libbpf.so.1"
+    shutil.copy(theirs, mine)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(mine.parent))
+    pytester.makepyfile(
+        f"""
+        import bpfunit
+        from pathlib import Path
+        def test_mine(bpf_load):
+            bpf_load({str(compiled("cover"))!r}, programs=["mark"])
+            maps = Path("/proc/self/maps").read_text()
+            assert {str(mine)!r} in maps and {theirs!r} not in maps
+        """
+    )
+    result = run(pytester)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["bpfunit: kernel *; boots, since LD_LIBRARY_PATH is set"])

@@ -170,6 +170,13 @@ WAYS: dict[str, Way] = {
         "    if 'PYTEST_XDIST_WORKER' in os.environ: raise RuntimeError('in a plugin')\n",
         args=("--max-worker-restart=1",),
     ),
+    "internal error before a worker is ready": Way(
+        DEATHS,
+        "def test_way(): pass",
+        conftest="def pytest_configure():\n"
+        "    if 'PYTEST_XDIST_WORKER' in os.environ: raise RuntimeError('in a plugin')\n",
+        args=("--max-worker-restart=1",),
+    ),
     "internal error at the end of the session": Way(
         DEATHS,
         "def test_way(): pass",
@@ -250,7 +257,7 @@ WAYS: dict[str, Way] = {
         "    return True if 'test_way' in item.nodeid else None\n",
     ),
     "call that a plugin leaves out": Way(
-        DEATHS,
+        BOTH,
         "def test_way(): pass",
         conftest="from _pytest.runner import call_and_report\n@pytest.hookimpl(tryfirst=True)\n"
         "def pytest_runtest_protocol(item):\n    if 'test_way' in item.nodeid:\n"

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
@@ -23,3 +29,26 @@ def test_no_run_is_green_that_is_not(tmp_path: Path, way: Way):
     assert (done.code != OK) or (outcomes and set(outcomes) <= GOOD)
     for name in way.lacks:
         assert "passed" not in done.outcomes.get(name, {}).values()
+
+
+def test_junit_names_the_test_that_ctrl_c_cut_off(tmp_path: Path):
+    (tmp_path / "test_suite.py").write_text(
+        "import pathlib, time\ndef test_before(): pass\n"
+        "def test_sleeps():\n    pathlib.Path('runs').touch(); time.sleep(60)\n"
+    )
+    environment = dict(os.environ, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    command = [sys.executable, "-m", "pytest", "-p", "xdist", "-p", "bpfunit.plugin"]
+    command += ["-n1", "--matrix-json=m.json", "--junitxml=junit.xml"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 100
+    while not (tmp_path / "runs").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(1)  # the report of the set-up is on its way
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == pytest.ExitCode.INTERRUPTED
+    cases = {
+        case.get("name"): [element.tag for element in case]
+        for case in ET.parse(tmp_path / "junit.xml").iter("testcase")
+    }
+    assert cases == {"test_before": [], "test_sleeps": ["error"]}
