@@ -71,7 +71,8 @@ def register(config: pytest.Config) -> None:
     option.numprocesses = None
     option.tx = [target.xspec for target in targets for _ in range(guests)]
     option.dist = "load"
-    config.pluginmanager.register(HostSide(config, targets, run, guests), "bpfunit-host")
+    names = withheld(os.environ, own_variables(config))
+    config.pluginmanager.register(HostSide(config, targets, run, guests, names), "bpfunit-host")
     if config.pluginmanager.hasplugin("benchmark"):
         config.pluginmanager.register(HostBenchmarks(), "bpfunit-host-benchmarks")
 
@@ -91,7 +92,7 @@ def make_targets(config: pytest.Config, run: Path, guests: int) -> list[Target]:
     option = config.option
     for what, path in needed_files(config):
         require_visible(what, path)
-    variables = asked_for([*config.getini("guest_env"), *option.guest_env], os.environ)
+    variables = own_variables(config)
     asked: list[str] = [spec for value in option.kernel for spec in value.split()]
     kernels = resolve_many(asked)
     built = [kernel for kernel in kernels if kernel.headers is not None]
@@ -121,6 +122,16 @@ def make_targets(config: pytest.Config, run: Path, guests: int) -> list[Target]:
         xspec = spec.prepare(directory)
         targets.append(Target(label, kernel, xspec, unusual_start(directory)))
     return targets
+
+
+def own_variables(config: pytest.Config) -> dict[str, str]:
+    """Return the variables that the command line and the configuration ask for.
+
+    Raises:
+        GuestError: one of them cannot be passed.
+    """
+    requests = [*config.getini("guest_env"), *config.option.guest_env]
+    return asked_for(requests, os.environ)
 
 
 def needed_files(config: pytest.Config) -> Iterator[tuple[str, Path]]:
@@ -161,16 +172,23 @@ class HostSide:
         targets: the kernels of the run.
         run: the directory below which guests keep their logs.
         guests: how many guests each kernel has.
+        withheld: variables that are set here and not in guests.
     """
 
     def __init__(
-        self, config: pytest.Config, targets: Sequence[Target], run: Path, guests: int
+        self,
+        config: pytest.Config,
+        targets: Sequence[Target],
+        run: Path,
+        guests: int,
+        withheld: Sequence[str] = (),
     ) -> None:
         self.targets = targets
         self.deaths: list[dict[str, str]] = []
         self._config = config
         self._run = run
         self._guests = guests
+        self._withheld = withheld
         self._host_items = 0
         self._restarts = config.option.guest_restarts
         self._died: Counter[str] = Counter()
@@ -198,11 +216,9 @@ class HostSide:
             + "".join(f"; {note}" for note in (target.kernel.note, target.start) if note)
             for target in self.targets
         ]
-        asked = asked_for([*self._config.getini("guest_env"), *option.guest_env], os.environ)
-        if names := withheld(os.environ, asked):
-            lines.append(
-                f"bpfunit: not set in guests: {' '.join(names)} (--guest-env NAME passes one on)"
-            )
+        if self._withheld:
+            names = " ".join(self._withheld)
+            lines.append(f"bpfunit: not set in guests: {names} (--guest-env NAME passes one on)")
         if "all" in " ".join(option.kernel).split():
             lines += [
                 f"bpfunit: kernel {entry.release} left out, {entry.refused}"
