@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
+from xdist.report import report_collection_diff
 from xdist.scheduler import LoadScheduling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-
-    import pytest
 
 
 class MatrixScheduling:
@@ -87,8 +87,22 @@ class MatrixScheduling:
         self.of(node).add_node(node)
 
     def add_node_collection(self, node: Any, collection: Sequence[str]) -> None:
-        """Take what a node collected."""
-        self.of(node).add_node_collection(node, collection)
+        """Take what a node collected.
+
+        One that replaces another gets numbers of tests, so it must have collected the same; else
+        its kernel is given up, which leaves the rest of its tests without an outcome.
+        """
+        expected = self.of(node).collection
+        if expected is not None and list(collection) != list(expected):
+            self._refuse(node, expected, collection)
+        else:
+            self.of(node).add_node_collection(node, collection)
+
+    def _refuse(self, node: Any, expected: Sequence[str], found: Sequence[str]) -> None:
+        said = report_collection_diff(expected, found, "the guests before it", node.gateway.id)
+        report = pytest.CollectReport(node.gateway.id, "failed", said or "in another order", [])
+        self.config.hook.pytest_collectreport(report=report)
+        self.abandon(self._label_of(node))
 
     def mark_test_complete(self, node: Any, item_index: int, duration: float = 0) -> None:
         """Note that a node is through with a test."""

@@ -57,3 +57,38 @@ def test_guests_of_a_kernel_share_its_tests_and_those_without_any_are_let_go(tmp
     lines = [line.split() for line in (tmp_path / "ran").read_text(encoding="ascii").splitlines()]
     assert sorted(int(number) for number, _ in lines) == list(range(20))  # each of them once
     assert len({worker for _, worker in lines}) == 2
+
+
+DIFFERS = """
+from bpfunit.plugin.scheduler import MatrixScheduling
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_xdist_make_scheduler(config, log):
+    return MatrixScheduling(config, log, ["one"], 1, lambda node: "one")
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    if os.environ.get("PYTEST_XDIST_WORKER") == "gw1":
+        items.reverse()
+"""
+DIES = """
+import os
+def test_first(): pass
+def test_dies(): os._exit(0)
+def test_left(): pass
+def test_last(): pass
+"""
+
+
+def test_a_guest_that_replaces_another_and_collects_differently_runs_no_wrong_tests(
+    tmp_path: Path,
+):
+    done = run(tmp_path, DIES, "--dist=load", labels=("one",), conftest=DIFFERS, limit=100)
+
+    assert done.code == 71, done.text  # a death, and a collection that failed
+    assert {name: next(iter(kinds.values())) for name, kinds in done.outcomes.items()} == {
+        "test_first": "passed",
+        "test_dies": "crashed",
+        "test_left": "missing",
+        "test_last": "missing",
+    }
