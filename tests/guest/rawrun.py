@@ -118,7 +118,8 @@ class TypedProgram(Descriptor):
         data_out = ctypes.create_string_buffer(max(data_room, 1))
         attr = uapi.TestRunAttr(prog_fd=self.fd)
         attr.data_out, attr.data_size_out = ctypes.addressof(data_out), data_room
-        attr.ctx_out, attr.ctx_size_out = ctypes.addressof(ctx_out), ctx_room
+        if ctx_room:
+            attr.ctx_out, attr.ctx_size_out = ctypes.addressof(ctx_out), ctx_room
         if ctx_in is not None:
             attr.ctx_in, attr.ctx_size_in = ctypes.addressof(ctx_in), len(ctx or b"")
         if data_in is not None:

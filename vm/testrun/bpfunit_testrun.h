@@ -1,17 +1,89 @@
 /* SPDX-License-Identifier: GPL-2.0 WITH Linux-syscall-note */
-/* What the module adds to the interface of BPF_PROG_TEST_RUN. */
+/*
+ * What the module adds to the interface of BPF_PROG_TEST_RUN.
+ *
+ * Types whose UAPI context has no room for a descriptor take their input by data_in: a
+ * header of the type, and a payload behind it. Fields that are called reserved, and bits
+ * of flags that have no name here, must be 0. All numbers are in the machine's own byte
+ * order. What each field does is written in docs/module-types.md.
+ */
 #ifndef BPFUNIT_TESTRUN_H
 #define BPFUNIT_TESTRUN_H
 
 #include <linux/types.h>
 
-/* In data_out, where the caller asks for it. */
+#define BPFUNIT_TESTRUN_VERSION 1
+
+/* In data_out, where the caller asks for it; the results of other types begin with it. */
 struct bpfunit_result {
 	/*
 	 * What the hook would hand to the system call: 0, or a negative errno. It is the
 	 * program's verdict together with what it set by bpf_set_retval().
 	 */
 	__s32 err;
+};
+
+/* At the start of data_in. */
+struct bpfunit_head {
+	__u32 version; /* BPFUNIT_TESTRUN_VERSION */
+	__u32 flags; /* BPFUNIT_<type>_* */
+	__u32 sock; /* descriptor of the socket */
+	__u32 reserved;
+};
+
+/* ---- sk_msg: the payload is the message ---- */
+
+#define BPFUNIT_SK_MSG_SHARED (1 << 0) /* the pages are somebody else's, as after sendfile(2) */
+
+#define BPFUNIT_SK_MSG_FRAGMENTS 16
+#define BPFUNIT_SK_MSG_MAX 65536 /* bytes of payload */
+
+struct bpfunit_sk_msg {
+	struct bpfunit_head head;
+	/* lengths in order, which add up to the payload; none for one fragment of all of it */
+	__u32 fragments[BPFUNIT_SK_MSG_FRAGMENTS];
+};
+
+enum bpfunit_sk_msg_verdict {
+	BPFUNIT_SK_MSG_DROP,
+	BPFUNIT_SK_MSG_PASS,
+	BPFUNIT_SK_MSG_REDIRECT,
+};
+
+/* In data_out; the bytes of the message follow. */
+struct bpfunit_sk_msg_result {
+	__s32 err; /* -EACCES for a drop */
+	__u32 verdict; /* enum bpfunit_sk_msg_verdict */
+	__u32 size; /* bytes of the message */
+	__u32 apply_bytes;
+	__u32 cork_bytes;
+	__u32 ingress; /* 1: redirected to the receive queue of the target */
+	__u64 target_cookie; /* SO_COOKIE of the target, 0 while nobody has asked for it */
+	__u64 target_inode; /* st_ino of the target's descriptor */
+};
+
+/* ---- sock_ops: the payload is a TCP header with options and data, or nothing ---- */
+
+#define BPFUNIT_SOCK_OPS_SET_CB_FLAGS (1 << 0) /* cb_flags is what the socket has before */
+
+#define BPFUNIT_SOCK_OPS_MAX 2048 /* bytes of payload */
+
+struct bpfunit_sock_ops {
+	struct bpfunit_head head;
+	__u32 op; /* BPF_SOCK_OPS_* */
+	__u32 args[4];
+	__u32 cb_flags; /* BPF_SOCK_OPS_*_CB_FLAG */
+	__u32 option_room; /* bytes; for HDR_OPT_LEN_CB and WRITE_HDR_OPT_CB */
+	__u32 reserved[5];
+};
+
+/* In data_out; the payload as the program left it follows. */
+struct bpfunit_sock_ops_result {
+	__s32 err; /* -EPERM when the program returned 0: the kernel ignores the reply */
+	__u32 replylong[4]; /* reply is the first */
+	__u32 cb_flags; /* of the socket afterwards */
+	__u32 option_room; /* what the program left of it */
+	__u32 size; /* bytes of the payload */
 };
 
 #endif

@@ -17,11 +17,11 @@ struct cgroup_run {
 #endif
 };
 
-/* Each run begins with the return value of a hook that nobody has refused. */
-static inline void cgroup_rewind(struct cgroup_run *run)
+/* Each run begins with this return value; 0 is a hook that nobody has refused. */
+static inline void cgroup_rewind(struct cgroup_run *run, int retval)
 {
 #ifdef HAVE_CG_RUN_RETVAL
-	run->cg.retval = 0;
+	run->cg.retval = retval;
 #endif
 }
 

@@ -11,6 +11,7 @@
 #include <linux/bpf.h>
 #include <linux/filter.h>
 #include <linux/ptrace.h>
+#include <linux/sched.h>
 
 /* 5.15 turned the macro into a function ("bpf: Refactor BPF_PROG_RUN into a function"). */
 #ifdef BPF_PROG_RUN
@@ -49,6 +50,40 @@ static inline void set_uaddr(struct bpf_sock_addr_kern *kern, void *uaddr, u32 l
 	kern->uaddr = (uaddr_ptr)uaddr;
 #ifdef HAVE_UADDRLEN
 	kern->uaddrlen = len;
+#endif
+}
+
+/*
+ * 7.2 at the latest: a program sees what belongs to TCP only where the caller says that it
+ * holds the lock of a TCP socket; is_fullsock said so before.
+ */
+static inline void set_locked_tcp_sock(struct bpf_sock_ops_kern *kern)
+{
+#ifdef HAVE_LOCKED_TCP_SOCK
+	kern->is_locked_tcp_sock = 1;
+#endif
+}
+
+/*
+ * The return value of getsockopt that a program sees and may change: a field of the
+ * context, and since 5.18 that of the run context (cgroup.h), which is found by the task.
+ */
+static inline void sockopt_set_retval(struct bpf_sockopt_kern *kern, s32 retval)
+{
+#ifdef HAVE_SOCKOPT_TASK
+	kern->current_task = current;
+#else
+	kern->retval = retval;
+#endif
+}
+
+static inline bool sockopt_retval(const struct bpf_sockopt_kern *kern, s32 *retval)
+{
+#ifdef HAVE_SOCKOPT_TASK
+	return false;
+#else
+	*retval = kern->retval;
+	return true;
 #endif
 }
 

@@ -20,20 +20,31 @@ int loop_rest(void *data)
 
 int loop_run(struct loop *loop, const struct loop_ops *ops, void *data)
 {
+	unsigned long tick = jiffies;
 	int err = 0;
 
-	while (!err) {
+	for (;;) {
+		if (ops->prepare)
+			err = ops->prepare(data);
+		if (err)
+			return err;
 		migrate_disable();
 		rcu_read_lock();
 		ops->slice(loop, data);
 		rcu_read_unlock();
 		migrate_enable();
+		if (ops->finish)
+			ops->finish(loop, data);
 
-		if (loop->done == loop->repeat)
-			break;
-		err = signal_pending(current) ? -EINTR : ops->pause(data);
+		if (loop_is_done(loop))
+			return 0;
+		if (signal_pending(current))
+			return -EINTR;
+		if (jiffies == tick && !need_resched())
+			continue;
+		err = ops->pause(data);
+		tick = jiffies;
 	}
-	return err;
 }
 
 /* Nanoseconds of one run, the mean. */

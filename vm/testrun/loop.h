@@ -17,11 +17,15 @@ struct loop {
 	u64 spent; /* nanoseconds inside of runs */
 };
 
-/* What a type does around its runs; both get the type's own data. */
+/* What a type does around its runs; each gets the type's own data. */
 struct loop_ops {
-	/* One slice, by loop_slice(); entered without migration, on the RCU read side. */
+	/* Before a slice, where it may sleep: what its runs work on. Optional. */
+	int (*prepare)(void *data);
+	/* One slice, by loop_slice() or loop_once(); without migration, on the RCU read side. */
 	void (*slice)(struct loop *loop, void *data);
-	/* Between two slices, where it may sleep; an error ends the whole. */
+	/* After a slice that was prepared for, where it may sleep. */
+	void (*finish)(struct loop *loop, void *data);
+	/* From time to time between slices, where it may sleep; an error ends the whole. */
 	int (*pause)(void *data);
 };
 
@@ -51,6 +55,23 @@ static __always_inline u32 loop_slice(struct loop *loop, const struct bpf_prog *
 	loop->spent += ktime_get_ns() - start;
 	loop->done = done;
 	return retval;
+}
+
+/* For a type whose input has to be made anew for each run: a slice of one. */
+static __always_inline u32 loop_once(struct loop *loop, const struct bpf_prog *prog,
+				     const void *ctx)
+{
+	u64 start = ktime_get_ns();
+	u32 retval = bpf_prog_run(prog, ctx);
+
+	loop->spent += ktime_get_ns() - start;
+	loop->done++;
+	return retval;
+}
+
+static inline bool loop_is_done(const struct loop *loop)
+{
+	return loop->done == loop->repeat;
 }
 
 #endif

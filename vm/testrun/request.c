@@ -2,8 +2,10 @@
 /* Attributes in and out, the same for every type of program. */
 #include <linux/bpf.h>
 #include <linux/mm.h>
+#include <linux/slab.h>
 #include <linux/uaccess.h>
 
+#include "bpfunit_testrun.h"
 #include "compat.h"
 #include "request.h"
 
@@ -36,6 +38,54 @@ int request_read_ctx(const struct test_request *request, void *ctx, size_t size)
 	if (given > PAGE_SIZE)
 		return -E2BIG;
 	return copy_struct_from_user(ctx, size, ctx_in, given);
+}
+
+/* For types whose whole input is data_in. */
+int request_refuse_ctx(const struct test_request *request)
+{
+	const union bpf_attr *kattr = request->kattr;
+
+	return kattr->test.ctx_in || kattr->test.ctx_size_in || kattr->test.ctx_out ||
+			       kattr->test.ctx_size_out
+		       ? -EINVAL
+		       : 0;
+}
+
+/*
+ * The type's header, which begins with struct bpfunit_head, and a payload of up to max
+ * bytes behind it.
+ */
+int request_read_data(const struct test_request *request, void *header, u32 size,
+		      struct payload *payload, u32 max)
+{
+	const char __user *data_in = u64_to_user_ptr(request->kattr->test.data_in);
+	u32 given = request->kattr->test.data_size_in;
+	const struct bpfunit_head *head = header;
+
+	if (!data_in || given < size)
+		return -EINVAL;
+	if (given - size > max)
+		return -E2BIG;
+	if (copy_from_user(header, data_in, size))
+		return -EFAULT;
+	if (head->version != BPFUNIT_TESTRUN_VERSION || head->reserved)
+		return -EINVAL;
+
+	payload->size = given - size;
+	payload->bytes = kvzalloc(max_t(u32, payload->size, 64), GFP_KERNEL_ACCOUNT);
+	if (!payload->bytes)
+		return -ENOMEM;
+	if (copy_from_user(payload->bytes, data_in + size, payload->size)) {
+		kvfree(payload->bytes);
+		return -EFAULT;
+	}
+	return 0;
+}
+
+/* How much of an answer can be written to data_out. */
+u32 request_data_room(const struct test_request *request)
+{
+	return request->kattr->test.data_out ? request->kattr->test.data_size_out : 0;
 }
 
 /*

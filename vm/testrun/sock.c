@@ -47,6 +47,40 @@ bool sock_is_udp(const struct sock *sk)
 }
 
 /*
+ * Whether this is a TCP socket through and through. MPTCP and SMC share families and
+ * types with it, and another protocol's structure behind struct sock is another one.
+ */
+int sock_check_tcp(const struct sock *sk)
+{
+	if (sk->sk_family != AF_INET && sk->sk_family != AF_INET6)
+		return -EAFNOSUPPORT;
+	if (sk->sk_type != SOCK_STREAM || sk->sk_protocol != IPPROTO_TCP)
+		return -EPROTOTYPE;
+	return 0;
+}
+
+/* Run with the caller's TCP socket, locked. */
+int sock_run_tcp(u32 fd, int (*run)(struct sock *sk, void *data), void *data)
+{
+	struct sock_ref ref;
+	struct sock *sk;
+	int err;
+
+	err = sock_ref_get(&ref, fd);
+	if (err)
+		return err;
+	sk = ref.socket->sk;
+	err = sk && sk_fullsock(sk) ? sock_check_tcp(sk) : -ENOTCONN;
+	if (!err) {
+		lock_sock(sk);
+		err = run(sk, data);
+		release_sock(sk);
+	}
+	sock_ref_put(&ref);
+	return err;
+}
+
+/*
  * Let others have the processor and a locked socket; a waiter would never win against
  * our loop. The socket may have become another one: check it again.
  */

@@ -39,7 +39,7 @@ static __always_inline void rewind(void *data)
 {
 	struct run *run = data;
 
-	cgroup_rewind(&run->cgroup);
+	cgroup_rewind(&run->cgroup, 0);
 }
 
 static void run_slice(struct loop *loop, void *data)

@@ -193,7 +193,7 @@ static __always_inline void rewind(void *data)
 	struct run *run = data;
 
 	run->live = run->crafted;
-	cgroup_rewind(&run->cgroup);
+	cgroup_rewind(&run->cgroup, 0);
 }
 
 static void run_slice(struct loop *loop, void *data)
