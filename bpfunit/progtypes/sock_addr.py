@@ -42,8 +42,13 @@ class BpfSockAddr(StructRecord):
 
     @property
     def user(self) -> Endpoint:
-        """The address and port that the program may rewrite, read by ``user_family``."""
-        raw = bytes(self.user_ip6) if self.user_family == socket.AF_INET6 else self.user_ip4
+        """The address and port that the program may rewrite.
+
+        Which of the two addresses it is follows from the one that is set, and from ``user_family``
+        where none is: connect and bind show their hooks whatever family the caller wrote.
+        """
+        six = self.user_family == socket.AF_INET6 and not self.user_ip4
+        raw = bytes(self.user_ip6) if six or any(self.user_ip6) else self.user_ip4
         return Endpoint(raw, socket.ntohs(self.user_port & 0xFFFF))
 
     @property
@@ -72,6 +77,15 @@ class Hook(NamedTuple):
     def has_source(self) -> bool:
         """Whether the context carries a source address (``msg_src_ip4``, ``msg_src_ip6``)."""
         return self.kind == "sendmsg"
+
+    def may_be_shown(self, user_family: int) -> bool:
+        """Whether a call brings an address with this family written into it to the hook."""
+        if user_family == self.family:
+            return True
+        if self.kind == "sendmsg" or user_family == socket.AF_UNSPEC:
+            return user_family == socket.AF_UNSPEC and self.kind in ("sendmsg", "bind")
+        # sa_family_t has 16 bits
+        return self.kind in ("connect", "bind") and user_family <= 0xFFFF
 
     @property
     def datagram(self) -> bool:
@@ -108,6 +122,7 @@ def craft(
     family: int | None = None,
     type: int | None = None,
     proto: int | None = None,
+    user_family: int | None = None,
 ) -> BpfSockAddr:
     """Fill a context as the kernel would for this hook.
 
@@ -120,14 +135,20 @@ def craft(
         family: the socket's family where it differs (an AF_INET6 socket that sends to IPv4).
         type: SOCK_STREAM by default, SOCK_DGRAM for sendmsg and recvmsg.
         proto: the protocol that the socket reports; by default that of ``type``.
+        user_family: the family that the caller wrote into the address, by default that of the hook.
+            The kernel looks at it behind the hooks of connect and bind, which see any; of sendmsg
+            AF_UNSPEC comes through, too.
 
     Raises:
-        ContextError: an address of the wrong family, or a source where the hook has none.
+        ContextError: an address of the wrong family, a source where the hook has none, or a
+            ``user_family`` that no call brings to the hook.
     """
     if isinstance(dst, list):
         dst = tuple(dst)  # as it comes out of JSON; what is cached must be hashable
     # parsing costs more than a run, and most tests dial few addresses
-    return BpfSockAddr.from_buffer_copy(_crafted_bytes(hook, dst, src, family, type, proto))
+    return BpfSockAddr.from_buffer_copy(
+        _crafted_bytes(hook, dst, src, family, type, proto, user_family)
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -138,6 +159,7 @@ def _crafted_bytes(
     family: int | None,
     type: int | None,
     proto: int | None,
+    user_family: int | None,
 ) -> bytes:
     if type is None:
         type = socket.SOCK_DGRAM if hook.datagram else socket.SOCK_STREAM
@@ -145,7 +167,12 @@ def _crafted_bytes(
         default = {socket.SOCK_STREAM: socket.IPPROTO_TCP, socket.SOCK_DGRAM: socket.IPPROTO_UDP}
         proto = default.get(type, 0)  # type: ignore[call-overload]
     context = BpfSockAddr()
-    context.user_family = hook.family
+    context.user_family = hook.family if user_family is None else user_family
+    if not hook.may_be_shown(context.user_family):
+        raise ContextError(
+            f"craft context: a {hook.kind} hook never sees user_family {context.user_family}; the"
+            " kernel answers such a call before it, or writes the family itself"
+        )
     context.family = hook.family if family is None else family
     context.type = type
     context.protocol = proto

@@ -210,11 +210,15 @@ class Cells(Descriptor):
 
     def clear(self) -> None:
         """Set all cells to 0."""
-        key, value = ctypes.c_uint32(0), ctypes.create_string_buffer(4 * self.count)
+        self.write(b"")
+
+    def write(self, head: bytes) -> None:
+        """Set the first cells to these bytes and all others to 0."""
+        key, value = ctypes.c_uint32(0), ctypes.create_string_buffer(head, 4 * self.count)
         attr = uapi.MapElemAttr(
             map_fd=self.fd, key=ctypes.addressof(key), value=ctypes.addressof(value)
         )
-        bpf.call_checked("clear cells", Cmd.MAP_UPDATE_ELEM, attr)
+        bpf.call_checked("write cells", Cmd.MAP_UPDATE_ELEM, attr)
 
 
 def record(cells: Cells, offsets: Iterable[int]) -> list[Insn]:

@@ -138,3 +138,11 @@ def test_value_is_compared_though_its_key_is_chance(load: Load, monkeypatch: pyt
     monkeypatch.setitem(engines._made, "testrun", Falsifying())
     with pytest.raises(EnginesDisagreeError, match="map reverse"):
         obj.programs.sends.run(FRONTEND)
+
+
+@by_all
+@pytest.mark.parametrize("written", [1, 10, 99])
+def test_address_of_another_family_comes_to_the_hook(load: Load, engine: str, written: int):
+    program = load(engine).programs.connects
+    result = program.run(ctx=program.craft(FRONTEND, user_family=written))
+    assert (result.retval, result.ctx.user_family, result.dst) == (1, written, "10.244.0.5:8080")

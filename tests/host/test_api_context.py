@@ -92,3 +92,32 @@ def test_context_prints_its_addresses() -> None:
     text = repr(craft(SENDMSG4, dst="10.0.0.1:53", src="10.0.0.9"))
     assert "user=10.0.0.1:53" in text
     assert "source=10.0.0.9" in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "family", "written", "shown"),
+    [
+        ("connect", 4, 99, True),
+        ("connect", 6, 2, True),
+        ("connect", 4, 0, False),
+        ("bind", 6, 0, True),
+        ("bind", 4, 0xFFFF, True),
+        ("bind", 4, 0x10000, False),
+        ("sendmsg", 4, 0, True),
+        ("sendmsg", 4, 10, False),
+        ("recvmsg", 6, 2, False),
+        ("getpeername", 4, 0, False),
+    ],
+)
+def test_family_that_the_caller_wrote_is_crafted_where_a_call_shows_it(
+    kind: str, family: int, written: int, shown: bool
+):
+    hook = Hook(socket.AF_INET if family == 4 else socket.AF_INET6, kind)
+    if shown:
+        address = "10.0.0.1:80" if family == 4 else "[fd00::1]:80"
+        context = craft(hook, dst=address, user_family=written)
+        assert context.user_family == written
+        assert str(context.user) == address
+    else:
+        with pytest.raises(ContextError, match="never sees user_family"):
+            craft(hook, user_family=written)

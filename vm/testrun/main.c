@@ -29,17 +29,27 @@ static const struct bpf_prog_ops equipment[] = {
 #ifdef CONFIG_NET_SOCK_MSG
 	[BPF_PROG_TYPE_SK_MSG] = {.test_run = sk_msg_test_run},
 #endif
+	[BPF_PROG_TYPE_CGROUP_SKB] = {.test_run = cgroup_skb_test_run},
 };
 
 static atomic_long_t programs_equipped = ATOMIC_LONG_INIT(0);
 
 /*
  * Whether a type's stock operations can be replaced without loss: they hold nothing at
- * all. A kernel that has something there is not one that this module knows.
+ * all, or a test run that ours goes on to use. A kernel that has something else there is
+ * not one that this module knows.
  */
 static bool nothing_is_lost(const struct bpf_prog *prog)
 {
-	if (!memchr_inv(prog->aux->ops, 0, sizeof(*prog->aux->ops)))
+	struct bpf_prog_ops stock = *prog->aux->ops;
+
+	if (prog->type == BPF_PROG_TYPE_CGROUP_SKB) {
+		if (!stock.test_run) /* nothing that could be put right */
+			return false;
+		cgroup_skb_keep_stock(stock.test_run);
+		stock.test_run = NULL;
+	}
+	if (!memchr_inv(&stock, 0, sizeof(stock)))
 		return true;
 	pr_warn_once("this kernel has operations of its own for programs of type %d; "
 		     "they are left as they are\n",

@@ -80,19 +80,29 @@ static bool any_set(const __u32 *words, size_t n)
 }
 
 /*
- * The family that user_family may name. AF_UNSPEC is what the kernel itself lets
- * through to these hooks: the wildcard form of bind(2) for IPv4, the old form of
- * sendto(2) for IPv4, and no address at all on a connected IPv6 socket.
+ * The family that user_family may name. bind(2) and connect(2) run their hooks with
+ * whatever the caller wrote and look at it afterwards; AF_UNSPEC disconnects before that.
+ * sendmsg(2) looks first, and lets AF_UNSPEC through: the old form of sendto(2) for IPv4,
+ * no address at all on a connected IPv6 socket. The kernel itself writes the others.
  */
 static bool family_fits(const struct hook *hook, const struct bpf_sock_addr *ctx)
 {
 	if (ctx->user_family == hook->family)
 		return true;
-	if (ctx->user_family != AF_UNSPEC)
+	if (ctx->user_family > USHRT_MAX) /* sa_family_t */
 		return false;
-	if (hook->family == AF_INET)
-		return hook->call == HOOK_BIND || hook->call == HOOK_SENDMSG;
-	return hook->call == HOOK_SENDMSG && !ctx->user_port && !any_set(ctx->user_ip6, 4);
+	switch (hook->call) {
+	case HOOK_BIND:
+		return true;
+	case HOOK_CONNECT:
+		return ctx->user_family != AF_UNSPEC;
+	case HOOK_SENDMSG:
+		if (ctx->user_family != AF_UNSPEC)
+			return false;
+		return hook->family == AF_INET || (!ctx->user_port && !any_set(ctx->user_ip6, 4));
+	default:
+		return false;
+	}
 }
 
 /* Refuse what the program could not see anyway: silence would hide the caller's mistake. */
@@ -153,11 +163,16 @@ static int check_socket(const struct run *run, const struct sock *sk)
 	if (sk->sk_family != AF_INET && sk->sk_family != AF_INET6)
 		return -EAFNOSUPPORT;
 	if (sk->sk_family != hook->family) {
-		/* a dual-stack UDP socket with an IPv4 destination runs the IPv4 hook */
+		/* a dual-stack UDP socket goes by the family that the caller wrote */
+		if (ctx->user_family != AF_INET)
+			return -EAFNOSUPPORT;
 		if (hook->family == AF_INET6 || !sock_is_udp(sk) || ipv6_only_sock(sk))
 			return -EAFNOSUPPORT;
 		if (hook->call != HOOK_CONNECT && hook->call != HOOK_SENDMSG)
 			return -EAFNOSUPPORT;
+	} else if (hook->family == AF_INET6 && hook->call == HOOK_CONNECT && sock_is_udp(sk) &&
+		   ctx->user_family == AF_INET) {
+		return -EAFNOSUPPORT;
 	}
 
 	/* zero stands for «whatever the socket has» */

@@ -13,5 +13,9 @@ test_run_fn sock_addr_test_run;
 test_run_fn cgroup_device_test_run;
 test_run_fn sk_msg_test_run; /* with CONFIG_NET_SOCK_MSG */
 test_run_fn sock_ops_test_run;
+test_run_fn cgroup_skb_test_run;
+
+/* Types that the kernel can run by itself are told how, since theirs goes on from there. */
+void cgroup_skb_keep_stock(test_run_fn *stock);
 
 #endif
