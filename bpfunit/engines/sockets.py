@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
 from bpfunit import netns
-from bpfunit._sys import bpf, sockets
+from bpfunit._sys import bpf, sockets, uapi
 from bpfunit._sys.uapi import AttachType, ProgType
 from bpfunit.errors import SyscallError
 from bpfunit.rewrite import insn as asm
@@ -112,18 +111,20 @@ def twin(sock: socket.socket, wanted: Face) -> socket.socket | None:
     return made
 
 
-def may_change(prog_fds: Iterable[int]) -> bool:
-    """Whether any of these programs calls a helper that changes its socket.
+def may_change(prog_fd: int) -> bool:
+    """Whether a program calls a helper that changes its socket.
 
     A kernel that shows no addresses of helpers (``kptr_restrict``) does not tell: then all may.
     """
-    wanted = _addresses()
-    return any(
-        insn.imm in wanted
-        for fd in prog_fds
-        for insn in xlated(fd)
-        if insn.code == _HELPER_CALL and insn.src == 0
-    )
+    prog_id = bpf.object_info("read program info", prog_fd, uapi.ProgInfo()).id
+    if prog_id not in _known:
+        calls = {i.imm for i in xlated(prog_fd) if i.code == _HELPER_CALL and i.src == 0}
+        _known[prog_id] = not calls.isdisjoint(_addresses())
+    return _known[prog_id]
+
+
+# by the kernel's id of a program, which it gives to no other one while it runs
+_known: dict[int, bool] = {}
 
 
 @lru_cache(maxsize=1)

@@ -51,7 +51,7 @@ class ProgramState:
             raise
 
     def _collect(self, prog_fd: int, seen: set[int]) -> None:
-        self.may_change_socket = self.may_change_socket or may_change([prog_fd])
+        self.may_change_socket = self.may_change_socket or may_change(prog_fd)
         for map_id in _map_ids(prog_fd):
             if map_id in seen:
                 continue
