@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from bpfunit._sys import bpf
 from bpfunit._sys.uapi import Cmd, ProgType, TestRunAttr
-from bpfunit.engines import NotApplicableError, RawOutcome, Request, register
+from bpfunit.engines import NotApplicableError, RawOutcome, Request, get, register
 from bpfunit.errors import SyscallError
 from bpfunit.progtypes import native
 from bpfunit.progtypes.sock_addr import SOCK_ADDR_SIZE
@@ -100,6 +100,11 @@ def _run_native(program: Program, request: Request) -> RawOutcome:
         if shape.once and ctx_in is not None and ctx is not None:
             ctypes.memmove(ctx_in, ctx, len(ctx))
         result = bpf.call(Cmd.PROG_TEST_RUN, attr)
+        if result == -ENOTSUPP and get(program.session.engine).name != "testrun":
+            raise NotApplicableError(
+                f"run {program.name}: this kernel has no test run for its type, and no real call of"
+                " the engine connect reaches it"
+            )
         if result < 0:
             raise SyscallError(
                 f"run {program.name}", -result, _native_hint(-result, program, request, attr)
