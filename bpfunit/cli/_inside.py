@@ -41,19 +41,34 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         request: the command line as plain data, as :func:`bpfunit.cli.run.run` makes it.
     """
     try:
-        with bpfunit.load(
-            request["object"],
-            globals=with_addresses(request["globals"]),
-            map_types={name: tuple(pair) for name, pair in request["map_types"].items()},
-            trace_tail_calls=request["trace_tail_calls"],
-            engine=request["engine"],
-        ) as obj:
+        with _loaded(request) as obj:
             for name, key, value in request["maps"]:
                 obj.maps[name][with_addresses(key)] = with_addresses(value)
             program = obj.programs[request["program"]]
             return _report(program.run(**_run_arguments(request)), request, obj)
     except BpfunitError as error:
         return {"error": str(error)}
+
+
+def _loaded(request: dict[str, Any]) -> bpfunit.Object:
+    """Load the program that was asked for, and no other that might be refused."""
+    flags = request["types_flags"]
+    options: dict[str, Any] = {
+        "globals": with_addresses(request["globals"]),
+        "map_types": {name: tuple(pair) for name, pair in request["map_types"].items()},
+        "types": [bpfunit.load_types(path, flags) for path in request["types"]],
+        "trace_tail_calls": request["trace_tail_calls"],
+        "engine": request["engine"],
+    }
+    try:
+        return bpfunit.load(request["object"], programs=[request["program"]], **options)
+    except bpfunit.LoadError:
+        # a program array of the object may name others, which then have to be there
+        obj = bpfunit.load(request["object"], **options)
+        if request["program"] in obj.programs:
+            return obj
+        obj.close()
+        raise
 
 
 def _run_arguments(request: dict[str, Any]) -> dict[str, Any]:

@@ -57,6 +57,21 @@ def run(
             help="C types of a map that declares sizes only; repeatable.",
         ),
     ] = None,
+    types: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="C header, object or BTF file with types that OBJECT lacks; repeatable.",
+        ),
+    ] = None,
+    types_flags: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--types-flag", metavar="FLAG", help="For the clang that compiles headers; repeatable."
+        ),
+    ] = None,
     globals_: Annotated[
         list[str] | None,
         typer.Option("--global", "-g", metavar="NAME=VALUE", help="Set a global variable."),
@@ -82,9 +97,9 @@ def run(
 ) -> None:
     """Run one program once in a throwaway kernel and print what it did.
 
-    Boots the kernel, loads OBJECT there, sets maps and globals, runs PROGRAM with the crafted
-    context, prints return value, addresses, socket storage, tail calls and log, and throws the
-    kernel away. Values are numbers, addresses or JSON:
+    Boots the kernel, loads PROGRAM of OBJECT there and the maps, sets maps and globals, runs
+    PROGRAM with the crafted context, prints return value, addresses, socket storage, tail calls
+    and log, and throws the kernel away. Values are numbers, addresses or JSON:
     --map 'hosts:{"id": 1}={"addr": "10.0.0.1"}'.
     """
     if type_ not in (None, "stream", "dgram", "raw"):
@@ -102,6 +117,8 @@ def run(
             "data": packet.read_bytes().hex() if packet else None,
             "maps": [_values.parse_map_entry(text) for text in maps or ()],
             "map_types": dict(_values.parse_map_type(text) for text in map_types or ()),
+            "types": [str(path.resolve()) for path in types or ()],
+            "types_flags": list(types_flags or ()),
             "globals": dict(_values.parse_global(text) for text in globals_ or ()),
             "show_maps": list(show_maps or ()),
             "repeat": repeat,

@@ -67,7 +67,7 @@ class Sections:
         self._close_later = close_later
         # .maps, .ksyms and the like hold no variable of the program's
         self.variables = {
-            name: found for name, found in types.variables().items() if found[0].section in handles
+            name: found for name, found in types.variables.items() if found[0].section in handles
         }
         self.loaded = False
         self._mapped: dict[str, mmap.mmap | None] = {}

@@ -37,6 +37,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini("bpf_types_flags", "flags for clang, as --bpf-types-flag", type="args")
 
 
+def _absolute(flag: str, root: Path) -> str:
+    """Return an include path of the configuration file from that file's directory."""
+    return f"-I{root / flag[2:]}" if flag.startswith("-I") else flag
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Name the files for this process; on the host, make the types that guests will want.
@@ -46,7 +51,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     here = config.invocation_params.dir
     files = [*config.getini("bpf_types"), *(here / name for name in config.option.bpf_types)]
-    flags = [*config.getini("bpf_types_flags"), *config.option.bpf_types_flag]
+    flags = [_absolute(flag, config.rootpath) for flag in config.getini("bpf_types_flags")]
+    flags += config.option.bpf_types_flag
     sources.use_for_session(files, flags)
     if in_guest():
         return

@@ -11,7 +11,7 @@ import difflib
 import enum
 import struct
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 from bpfunit._sys import libbpf
@@ -195,8 +195,9 @@ class Types:
             self._made[type_id] = self._make(type_id, "")
         return self._made[type_id]
 
+    @cached_property
     def variables(self) -> dict[str, list[Variable]]:
-        """Return the variables of the object's sections by name; static ones may share theirs."""
+        """The variables of the object's sections by name; static ones may share theirs."""
         found: dict[str, list[Variable]] = {}
         for section in self._types:
             if section.kind != kinds.DATASEC:

@@ -12,7 +12,7 @@ import pytest
 from bpfunit import port
 from bpfunit.cli._inside import answer
 
-from ..objects import compiled
+from ..objects import compiled, stripped
 
 pytestmark = pytest.mark.guest
 
@@ -37,6 +37,8 @@ def ask(object_: Path, program: str, **options: Any) -> dict[str, Any]:
         "data": None,
         "maps": [],
         "map_types": {},
+        "types": [],
+        "types_flags": [],
         "globals": {},
         "show_maps": [],
         "repeat": 1,
@@ -130,3 +132,31 @@ def test_an_object_without_btf_says_how_to_compile_it(tmp_path: Path) -> None:
 def test_a_file_that_is_no_object_is_told_so(tmp_path: Path) -> None:
     (tmp_path / "text.o").write_text("int main;")
     assert "is it a BPF object" in ask(tmp_path / "text.o", "main")["error"]
+
+
+def test_good_program_runs_beside_one_that_is_refused() -> None:
+    assert ask(compiled("choice"), "sound", dst="10.1.1.1:80")["retval"] == 1
+    assert "unchecked" in ask(compiled("choice"), "unchecked", dst="10.1.1.1:80")["error"]
+
+
+def test_program_that_is_loaded_on_request_runs() -> None:
+    assert ask(compiled("choice"), "on_request", dst="10.1.1.1:80")["dst"] == "10.1.1.1:0"
+
+
+def test_program_runs_into_the_array_that_its_object_fills() -> None:
+    found = ask(compiled("slots"), "enter", dst="10.1.1.1:80")
+    assert (found["retval"], found["dst"]) == (1, "10.1.1.1:0")
+
+
+def test_types_come_from_a_header_with_flags() -> None:
+    header = Path(__file__).parent / "bpf" / "sized.h"
+    found = ask(
+        stripped(compiled("sized")),
+        "go",
+        dst="10.0.0.1:80",
+        types=[str(header)],
+        types_flags=["-DPORTS=4"],
+        map_types={"places": ["sized_key", "sized_value"]},
+        maps=[["places", "10.0.0.1", {"address": "10.0.0.9", "ports": [0, port(99)]}]],
+    )
+    assert found["dst"] == "10.0.0.9:99"
