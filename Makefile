@@ -31,7 +31,7 @@ KERNEL_ARGS := $(foreach kernel,$(KERNELS),--kernel $(kernel))
 OBJECT_ARGS := $(if $(OBJECT),--bpf-object $(abspath $(OBJECT)))
 
 .DELETE_ON_ERROR:
-.PHONY: help vmtest test check bench coverage mutants docs findings kmod bpf clean setup setup-test
+.PHONY: help vmtest test check bench coverage stacks mutants docs findings kmod bpf clean setup setup-test
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -71,6 +71,9 @@ bench: bpf ## what each path of the hook costs, instruction-exact, on KERNELS
 coverage: bpf ## branch coverage of the hook by its tests; HTML in build/coverage
 	$(Q)$(PYTEST) $(KERNEL_ARGS) $(OBJECT_ARGS) tests/hook --bpf-cov \
 		--bpf-cov-report=term-missing --bpf-cov-report=html:build/coverage $(PYTEST_ARGS)
+
+stacks: bpf ## every libbpf and every compiler of Debian's suites, unpacked into the cache: a table
+	$(Q)tools/test stacks
 
 mutants: bpf ## break the hook in many small ways; every one has to be noticed
 	$(Q)PATH="$(BIN):$$PATH" $(BIN)/python -m tests.mutants $(KERNEL_ARGS) $(PYTEST_ARGS)

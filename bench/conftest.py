@@ -37,7 +37,7 @@ class Padding:
         patcher.on_entry(0, self._snippet)
         program.apply(patcher)
 
-    def loaded(self, unreached: Mapping[str, str]) -> None:
+    def loaded(self, unreached: Mapping[str, object]) -> None:
         """Refuse to measure a program that went without."""
         if unreached:
             raise LookupError(f"pad programs: not reached: {', '.join(unreached)}")

@@ -52,12 +52,14 @@ class CoverageData:
     Attributes:
         programs: by kernel and fingerprint.
         tests: names of tests; other places refer to them by index.
-        refused: why a program carries no probes, by kernel and program name.
+        refused: why a program that should carry probes does not, by kernel and program name.
+        beyond: the same of programs that no probes can be put into because of their section.
     """
 
     programs: dict[ProgramKey, ProgramData] = field(default_factory=dict)
     tests: list[str] = field(default_factory=list)
     refused: dict[tuple[str, str], str] = field(default_factory=dict)
+    beyond: dict[tuple[str, str], str] = field(default_factory=dict)
     _indices: dict[str, int] = field(default_factory=dict)
 
     def test_index(self, name: str) -> int:
@@ -97,12 +99,15 @@ class CoverageData:
             self.add_model(Model.from_plain(plain))
         for program, reason in payload["refused"]:
             self.refused[(payload["kernel"], program)] = reason
+        for program, reason in payload["beyond"]:
+            self.beyond[(payload["kernel"], program)] = reason
         if payload["hits"]:
             self.add_hits(test, payload["kernel"], dict(payload["hits"]))
 
     def merge(self, other: CoverageData) -> None:
         """Add all of ``other``."""
         self.refused.update(other.refused)
+        self.beyond.update(other.beyond)
         for key, theirs in other.programs.items():
             self.add_model(theirs.model)
             mine = self.programs[key]
@@ -130,8 +135,13 @@ class CoverageData:
             }
             for data in self.programs.values()
         ]
-        refused = [[kernel, name, why] for (kernel, name), why in self.refused.items()]
-        content = {"format": _FORMAT, "tests": self.tests, "programs": programs, "refused": refused}
+        content = {
+            "format": _FORMAT,
+            "tests": self.tests,
+            "programs": programs,
+            "refused": [[kernel, name, why] for (kernel, name), why in self.refused.items()],
+            "beyond": [[kernel, name, why] for (kernel, name), why in self.beyond.items()],
+        }
         return json.dumps(content)
 
     @classmethod
@@ -156,6 +166,7 @@ class CoverageData:
             key = ProgramKey(model.kernel, model.key)
             data.programs[key] = ProgramData(model, plain["counts"], tests)
         data.refused = {(kernel, name): why for kernel, name, why in content["refused"]}
+        data.beyond = {(kernel, name): why for kernel, name, why in content.get("beyond", ())}
         return data
 
 
@@ -170,19 +181,22 @@ def payload(
     refused: Mapping[str, str],
     kernel: str,
     hits: Mapping[str, Mapping[int, int]],
+    beyond: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return what a worker sends with a test's report: plain lists, strings and numbers.
 
     Args:
         models: those that were not sent before.
-        refused: why programs carry no probes, by name.
+        refused: why programs that should carry probes do not, by name.
         kernel: the release that this runs on.
         hits: what the test hit.
+        beyond: why programs cannot carry probes because of their section, by name.
     """
     return {
         "kernel": kernel,
         "models": [model.to_plain() for model in models],
         "refused": [list(pair) for pair in refused.items()],
+        "beyond": [list(pair) for pair in (beyond or {}).items()],
         "hits": [
             [key, [[probe, count] for probe, count in found.items()]] for key, found in hits.items()
         ],

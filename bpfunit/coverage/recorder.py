@@ -14,7 +14,8 @@ from bpfunit.coverage.path import Path
 from bpfunit.coverage.probes import Mode, count_probes, place_probes, surviving_probes
 from bpfunit.coverage.template import Template
 from bpfunit.rewrite import ambient
-from bpfunit.rewrite.code import Image, ProgramCode
+from bpfunit.rewrite.callback import SECTIONS
+from bpfunit.rewrite.code import Image, ProgramCode, Unreached
 from bpfunit.rewrite.flow import RewriteError
 from bpfunit.rewrite.patcher import Patcher
 from bpfunit.rewrite.valuemap import ValueMap
@@ -59,11 +60,17 @@ class CoverageRecorder:
 
     Args:
         mode: what a probe records.
+
+    Attributes:
+        refused: why a program that should carry probes does not, by name.
+        beyond: the same of programs whose section cannot be rewritten, which no kernel, library or
+            compiler changes.
     """
 
     def __init__(self, mode: Mode = Mode.FLAGS) -> None:
         self.mode = mode
         self.refused: dict[str, str] = {}
+        self.beyond: dict[str, str] = {}
         self._programs: dict[str, _Instrumented] = {}
 
     # The pass.
@@ -89,12 +96,15 @@ class CoverageRecorder:
                 return known
         return None
 
-    def loaded(self, unreached: Mapping[str, str]) -> None:
+    def loaded(self, unreached: Mapping[str, Unreached]) -> None:
         """Note the programs that cannot be instrumented because of their section."""
-        for name, section in unreached.items():
-            self.refused[name] = (
-                f"libbpf's own work for section {section!r} cannot be combined with rewriting"
-            )
+        for name, (section, _helpers) in unreached.items():
+            if section in SECTIONS:
+                self.refused[name] = f"libbpf loaded section {section!r} without asking"
+            else:
+                self.beyond[name] = (
+                    f"libbpf's own work for section {section!r} cannot be combined with rewriting"
+                )
 
     def _instrument(self, program: ProgramCode) -> _Instrumented:
         flow = program.flow()

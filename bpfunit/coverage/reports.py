@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -60,6 +60,8 @@ class ReportOptions:
         requests: the reports.
         exclusions: the exclusions file, None if there is none.
         fail_under: the least percentage that is no failure, None for any.
+        partial: whether it is no failure that a program carries no probes, or that nothing was
+            recorded at all.
     """
 
     root: Path
@@ -67,6 +69,7 @@ class ReportOptions:
     requests: list[ReportRequest]
     exclusions: Path | None = None
     fail_under: float | None = None
+    partial: bool = False
 
 
 class Reports:
@@ -117,19 +120,31 @@ class Reports:
         return shown
 
     def _nothing(self) -> str:
-        refused = [
-            f"{name} on {kernel}: {why}" for (kernel, name), why in self._data.refused.items()
-        ]
-        if refused:
-            return f"nothing recorded; not instrumentable: {'; '.join(refused)}"
-        if self._data.programs:
+        without = {**self._data.refused, **self._data.beyond}
+        if without and not self._data.programs:
+            listed = [f"{name} on {kernel}: {why}" for (kernel, name), why in without.items()]
+            return f"nothing recorded; not instrumentable: {'; '.join(listed)}"
+        if self._data.programs and self._options.sources:
             return f"no source file matches {', '.join(self._options.sources)}"
+        if self._data.programs:
+            names = sorted({data.model.program for data in self._data.programs.values()})
+            return f"no source lines known of {', '.join(names)}: compile with clang -g"
         return "nothing recorded: no test loaded a BPF program (did they run in a guest: --kernel?)"
+
+    def _gaps(self) -> Iterator[str]:
+        """Yield what was asked for and not measured: a number that lacks it would look whole."""
+        if not self.files:
+            yield f"BPF coverage was asked for, and reached nothing: {self._nothing()}"
+            return
+        for (kernel, name), why in self._data.refused.items():
+            yield f"BPF coverage lacks {name} on {kernel}: {why}"
 
     def failures(self) -> list[str]:
         """Return what makes the session fail."""
         percent = grand_total(self.files.values()).percent if self.files else 0.0
         failures = list(self._complaints)
+        if not self._options.partial:
+            failures += [f"{gap} (--bpf-cov-partial allows it)" for gap in self._gaps()]
         least = self._options.fail_under
         if least is not None and percent < least:
             failures.append(

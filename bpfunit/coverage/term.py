@@ -65,5 +65,5 @@ def notes(data: CoverageData, files: Mapping[str, SourceFile]) -> Iterator[str]:
             yield (
                 f"unreachable here: {path}:{branch.at.line} -> {outcome.leads_to(path)}: {reason}"
             )
-    for (kernel, program), reason in data.refused.items():
+    for (kernel, program), reason in [*data.refused.items(), *data.beyond.items()]:
         yield f"not instrumentable: {program} on {kernel}: {reason}"

@@ -154,7 +154,8 @@ def _configured_uris() -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=1)
-def _configured_transport() -> str:
+def configured_transport() -> str:
+    """Return what the host's apt is told of transport, as lines of an apt configuration."""
     dump = subprocess.run(
         ["apt-config", "dump", "--format", '%F "%v";%n', "Acquire"], capture_output=True, text=True
     )
@@ -168,11 +169,15 @@ class SuiteIndex:
         catalogue: names mirror and keyring.
         suite: the suite to read.
         state_root: directory that holds the states, one below it for each suite and mirror.
+        sources: whether source packages are wanted too, for `download_source`.
     """
 
-    def __init__(self, catalogue: Catalogue, suite: Suite, state_root: Path) -> None:
+    def __init__(
+        self, catalogue: Catalogue, suite: Suite, state_root: Path, *, sources: bool = False
+    ) -> None:
         self._catalogue = catalogue
         self.suite = suite
+        self._kinds = ("deb", "deb-src") if sources else ("deb",)
         self._state = state_root / suite.name
         self._lock = FileLock(str(state_root / f".{suite.name}.lock"))
         self._uri_file = self._state / "mirror"
@@ -222,10 +227,9 @@ class SuiteIndex:
         return age < max_age_s and any(sources == self._sources(uri, key) for uri in uris)
 
     def _sources(self, uri: str, key: Path) -> str:
-        return (
-            f"deb [arch={DEFAULT_ARCHITECTURE} signed-by={key}] {uri} "
-            f"{self.suite.name} {self.suite.component}\n"
-        )
+        place = f"{uri} {self.suite.name} {self.suite.component}"
+        options = f"[arch={DEFAULT_ARCHITECTURE} signed-by={key}]"
+        return "".join(f"{kind} {options} {place}\n" for kind in self._kinds)
 
     def _write_state(self, uri: str, key: Path) -> None:
         self._uri_file.unlink(missing_ok=True)
@@ -234,7 +238,7 @@ class SuiteIndex:
         (self._state / "status").touch()
         (self._state / "sources.list").write_text(self._sources(uri, key), encoding="utf-8")
         configuration = _CONFIGURATION.format(
-            state=self._state, architecture=DEFAULT_ARCHITECTURE, transport=_configured_transport()
+            state=self._state, architecture=DEFAULT_ARCHITECTURE, transport=configured_transport()
         )
         (self._state / "apt.conf").write_text(configuration, encoding="utf-8")
 
@@ -304,6 +308,23 @@ class SuiteIndex:
         if code != 0:
             raise FetchError(
                 f"download {', '.join(wanted)} from {self.mirror}: {_complaint(words)}"
+            )
+
+    def download_source(self, package: Package, directory: Path) -> None:
+        """Download and verify the files of the source package that a package was built from.
+
+        Raises:
+            FetchError: it is not in the suite, network gone, hash wrong; with apt's own words.
+        """
+        # the epoch of libbpf1's version is its own: the source has none
+        wanted = f"{package.source}={package.version.rpartition(':')[2]}"
+        command = ["apt-get", "source", "--download-only", "-q", wanted]
+        done = subprocess.run(
+            command, cwd=directory, capture_output=True, text=True, env=self._environment()
+        )
+        if done.returncode != 0:
+            raise FetchError(
+                f"download source {wanted} from {self.mirror}: {_complaint(done.stderr)}"
             )
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bpfunit._paths import cache_dir
-from bpfunit.kernels._apt import keyring, mirrors, require_tools
+from bpfunit.kernels._apt import configured_transport, keyring, mirrors, require_tools
 from bpfunit.kernels._cache import building, locked
 from bpfunit.kernels._progress import Task
 from bpfunit.kernels.catalogue import BuildRoot, load_catalogue
@@ -85,7 +85,7 @@ def choose(kernel: Kernel, task: Task) -> Toolchain:
     if kernel.build_root is None:
         raise ModuleBuildError(f"build module for {kernel.release}: {problem}")
     try:
-        root = _build_root(kernel.build_root, task)
+        root = build_root(kernel.build_root, task)
     except KernelsError as error:
         raise ModuleBuildError(
             f"build module for {kernel.release}: the host does not suffice ({problem}), "
@@ -149,7 +149,7 @@ def _gcc_major(name: str) -> int:
     return int(digits) if digits.isdigit() else 0
 
 
-def _build_root(spec: BuildRoot, task: Task) -> Path:
+def build_root(spec: BuildRoot, task: Task) -> Path:
     """Return the directory of a build root, unpacked first where it is not cached."""
     stamp = hashlib.sha256(repr(spec).encode()).hexdigest()[:8]
     target = cache_dir() / "roots" / f"{spec.name}-{stamp}"
@@ -181,6 +181,7 @@ def _bootstrap(spec: BuildRoot, directory: Path) -> None:
         # chrootless and extract: no root privilege, no mounts, no maintainer scripts.
         command = ["mmdebstrap", "--quiet", "--mode=chrootless", "--variant=extract"]
         command += ["--format=tar", f"--include={include}", "--architectures=amd64"]
+        command += [f"--aptopt={line.rstrip(';')}" for line in configured_transport().splitlines()]
         command += [spec.suites[0].name, "-", *sources]
         with tempfile.TemporaryFile() as words:
             with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=words) as maker:

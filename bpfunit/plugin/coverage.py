@@ -63,6 +63,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="Fail if the total coverage is less than MIN percent.",
     )
     group.addoption(
+        "--bpf-cov-partial",
+        action="store_true",
+        default=False,
+        help="Do not fail when a program could not be given probes, or when nothing was recorded.",
+    )
+    group.addoption(
+        "--bpf-cov-data",
+        metavar="FILE",
+        default=_DATA_FILE,
+        help=f"Where to keep the data for --bpf-cov-append; {_DATA_FILE} by default.",
+    )
+    group.addoption(
         "--bpf-cov-mode",
         choices=[mode.value for mode in Mode],
         default=Mode.FLAGS.value,
@@ -79,7 +91,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--bpf-cov-append",
         action="store_true",
         default=False,
-        help=f"Add to the data of the last run, kept in {_DATA_FILE}.",
+        help="Add to the data of the last run, kept in the file of --bpf-cov-data.",
     )
     group.addoption(
         "--no-bpf-path",
@@ -113,8 +125,9 @@ def pytest_configure(config: pytest.Config) -> None:
             requests=requests or [ReportRequest("term")],
             exclusions=Path(exclude) if exclude else default if default.is_file() else None,
             fail_under=option.bpf_cov_fail_under,
+            partial=option.bpf_cov_partial,
         )
-        data_file = config.rootpath / _DATA_FILE
+        data_file = config.rootpath / option.bpf_cov_data
         reporting = Reporting(options, data_file, append=option.bpf_cov_append)
         config.pluginmanager.register(reporting, "bpfunit-coverage-reporting")
 
@@ -162,7 +175,8 @@ class Recording:
         hits = self._recorder.take()
         new = [model for model in self._recorder.models() if model.key not in self._sent]
         self._sent.update(model.key for model in new)
-        return payload(new, self._recorder.refused, platform.release(), hits)
+        recorder = self._recorder
+        return payload(new, recorder.refused, platform.release(), hits, recorder.beyond)
 
     def pytest_unconfigure(self) -> None:
         """Release the probes' maps."""
@@ -186,9 +200,12 @@ class Reporting:
         if found is not None:
             self._data.add_payload(report.nodeid, found)
 
-    @pytest.hookimpl(tryfirst=True)
+    @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Write the reports; fail the session where coverage is too low or a declaration wrong."""
+        """Write the reports; fail the session for what is too little, lacking or declared wrong.
+
+        Last, so that nobody who sets the exit code from the tests alone sets it back.
+        """
         self._reports = Reports(self._data, self._options)
         self._reports.write_files(self._data_file)
         if self._reports.failures() and session.exitstatus == pytest.ExitCode.OK:

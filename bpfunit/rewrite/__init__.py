@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bpfunit.rewrite import ambient
 from bpfunit.rewrite.callback import SECTIONS, install, instrumented
-from bpfunit.rewrite.code import Image, Instrumentation, ProgramCode, Trial
+from bpfunit.rewrite.code import Image, Instrumentation, ProgramCode, Trial, Unreached
 from bpfunit.rewrite.flow import Flow, RewriteError
 from bpfunit.rewrite.insn import Insn, decode, encode
 from bpfunit.rewrite.liveness import Liveness
@@ -22,6 +22,7 @@ __all__ = [
     "ProgramCode",
     "RewriteError",
     "Trial",
+    "Unreached",
     "ambient",
     "decode",
     "encode",

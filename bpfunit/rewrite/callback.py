@@ -18,9 +18,9 @@ from functools import lru_cache
 from typing import Any
 
 from bpfunit._sys import libbpf
-from bpfunit.rewrite.code import Image, Instrumentation, ProgramCode
+from bpfunit.rewrite.code import Image, Instrumentation, ProgramCode, Unreached
 from bpfunit.rewrite.info import FUNC_SIZE, LINE_SIZE
-from bpfunit.rewrite.insn import SLOT_SIZE
+from bpfunit.rewrite.insn import SLOT_SIZE, decode
 from bpfunit.rewrite.trial import point_at_info, try_load
 
 # Sections whose built-in handler sets types, and flags that we can set as well (section_defs and
@@ -187,11 +187,15 @@ def instrumented(obj: int, passes: Sequence[Instrumentation]) -> Iterator[None]:
         step.loaded(unreached)
 
 
-def _unreached(session: _Session) -> dict[str, str]:
-    """Return the programs that libbpf loaded without asking, with their sections."""
+def _unreached(session: _Session) -> dict[str, Unreached]:
+    """Return the programs that libbpf loaded without asking."""
     lib, found = libbpf.lib(), {}
     for prog in libbpf.each("bpf_object__next_program", session.obj):
         name = lib.bpf_program__name(prog).decode()
         if name not in session.seen and lib.bpf_program__autoload(prog):
-            found[name] = lib.bpf_program__section_name(prog).decode()
+            section = lib.bpf_program__section_name(prog).decode()
+            size = lib.bpf_program__insn_cnt(prog) * SLOT_SIZE
+            insns = decode(ctypes.string_at(lib.bpf_program__insns(prog), size))
+            helpers = frozenset(insn.imm for insn in insns if insn.is_helper_call)
+            found[name] = Unreached(section, helpers)
     return found

@@ -134,6 +134,18 @@ class ProgramCode:
         self.accept(Image.of(patched))
 
 
+class Unreached(NamedTuple):
+    """A program that was loaded without passing through any instrumentation.
+
+    Attributes:
+        section: its ELF section.
+        helpers: numbers of the helpers that it calls.
+    """
+
+    section: str
+    helpers: frozenset[int] = frozenset()
+
+
 class Instrumentation(Protocol):
     """One pass over every program of an object as it is loaded.
 
@@ -144,10 +156,9 @@ class Instrumentation(Protocol):
     def rewrite(self, program: ProgramCode) -> None:
         """Change ``program``, or leave it; an exception fails the load with that exception."""
 
-    def loaded(self, unreached: Mapping[str, str]) -> None:
-        """Learn that the object is loaded.
+    def loaded(self, unreached: Mapping[str, Unreached]) -> None:
+        """Learn that the object is loaded; an exception fails the load with that exception.
 
         Args:
-            unreached: programs that were loaded without passing through `rewrite`, with their
-                sections.
+            unreached: programs that were loaded without passing through `rewrite`.
         """

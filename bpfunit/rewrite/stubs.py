@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from bpfunit.errors import BpfunitError
 from bpfunit.rewrite import insn as i
-from bpfunit.rewrite.code import ProgramCode
+from bpfunit.rewrite.code import ProgramCode, Unreached
 from bpfunit.rewrite.helpers import helper_number
 from bpfunit.rewrite.insn import Insn
 from bpfunit.rewrite.patcher import Patcher
@@ -118,12 +118,25 @@ class HelperStub(ABC):
                 self._replaced += 1
         program.apply(patcher)
 
-    def loaded(self, _unreached: Mapping[str, str]) -> None:
-        """Refuse a load in which nothing was replaced.
+    def loaded(self, unreached: Mapping[str, Unreached]) -> None:
+        """Refuse a load in which nothing was replaced, or a program's calls could not be.
 
         Raises:
-            FaultError: no call matched, with the calls there are.
+            FaultError: no call matched, with the calls there are; or a program that calls the
+                helper is of a section that cannot be rewritten, and was not left out by
+                ``program``, ``site`` or ``line``.
         """
+        if self._program is None and self._site is None and self._line is None:
+            beyond = [
+                f"{name} ({section})"
+                for name, (section, helpers) in unreached.items()
+                if self._number in helpers
+            ]
+            if beyond:
+                raise FaultError(
+                    f"stub {self.helper}: {', '.join(beyond)} would go on calling it, since "
+                    "programs of that section cannot be rewritten; name the program that is meant"
+                )
         if not self._replaced:
             calls = "; ".join(self._seen) or "none in the chosen programs"
             raise FaultError(f"stub {self.helper}: no call site matches; calls of it: {calls}")

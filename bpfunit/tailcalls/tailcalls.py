@@ -21,7 +21,7 @@ from bpfunit.errors import BpfunitError
 from bpfunit.objects.maps import Map
 from bpfunit.progtypes.sock_addr import HOOKS, SOCK_ADDR_SIZE, BpfSockAddr
 from bpfunit.rewrite import insn as i
-from bpfunit.rewrite.code import ProgramCode
+from bpfunit.rewrite.code import ProgramCode, Unreached
 from bpfunit.rewrite.insn import Insn
 from bpfunit.rewrite.patcher import Patcher
 from bpfunit.rewrite.valuemap import ValueMap
@@ -37,6 +37,9 @@ _MISSED = 0  # the tag of «the call before this came back»
 # 32-bit fields that any cgroup_sock_addr program may read (sock_addr_is_valid_access in
 # net/core/filter.c): user_family, user_port, family, type, protocol
 _COMMON_FIELDS = (0, 24, 28, 32, 36)
+
+# BPF_CGROUP_UNIX_CONNECT to BPF_CGROUP_UNIX_GETSOCKNAME, uapi linux/bpf.h of 6.7
+_UNIX = range(49, 54)
 
 # (array's name or descriptor, index) -> (array's name, what the slot holds)
 Resolve = Callable[["str | int", int], "tuple[str, str | None]"]
@@ -63,10 +66,20 @@ class TailCall:
     traced: bool = False
 
 
-def _readable_fields(attach_type: int) -> Sequence[int]:
+def _readable_fields(program: str, attach_type: int) -> Sequence[int]:
+    """Return the fields of a ``cgroup_sock_addr`` program's context that it may read.
+
+    Raises:
+        BpfunitError: the attach type is none of that program type: the context would look empty.
+    """
     hook = HOOKS.get(attach_type)
+    if attach_type in _UNIX:
+        return _COMMON_FIELDS  # their address is not in the context
     if hook is None:
-        return _COMMON_FIELDS
+        raise BpfunitError(
+            f"record the context of {program}: attach type {attach_type} is none that bpfunit "
+            "knows of a cgroup_sock_addr program"
+        )
     six = AttachType(attach_type).name.partition("_")[2][:5].endswith(("6", "6_"))
     user = (8, 12, 16, 20) if six else (4,)
     source: Sequence[int] = ()
@@ -172,7 +185,6 @@ class CallTracer:
     def __init__(self, recorder: CallRecorder) -> None:
         self._recorder = recorder
         recorder.traced = True
-        self.untraced: list[str] = []
 
     def rewrite(self, program: ProgramCode) -> None:
         """Put a record in front of each tail call of ``program`` and one on its way back."""
@@ -184,7 +196,7 @@ class CallTracer:
         if not calls:
             return
         sock_addr = program.prog_type == ProgType.CGROUP_SOCK_ADDR
-        fields = _readable_fields(program.attach_type) if sock_addr else ()
+        fields = _readable_fields(program.name, program.attach_type) if sock_addr else ()
         patcher = Patcher(program.flow())
         for n in calls:
             tag = self._recorder.tag(_array_of(program.insns, n))
@@ -193,9 +205,22 @@ class CallTracer:
             patcher.on_fallthrough(n, _append_record(fd, _MISSED, (), index=False))
         program.apply(patcher)
 
-    def loaded(self, unreached: Mapping[str, str]) -> None:
-        """Remember the programs whose calls cannot be seen."""
-        self.untraced = [f"{name} ({section})" for name, section in unreached.items()]
+    def loaded(self, unreached: Mapping[str, Unreached]) -> None:
+        """Refuse a load in which calls cannot be seen that were to be traced.
+
+        Raises:
+            BpfunitError: a program of a section that cannot be rewritten makes tail calls.
+        """
+        untraced = [
+            f"{name} ({section})"
+            for name, (section, helpers) in unreached.items()
+            if i.HELPER_TAIL_CALL in helpers
+        ]
+        if untraced:
+            raise BpfunitError(
+                f"trace tail calls of {', '.join(untraced)}: programs of that section cannot be "
+                "rewritten; load them on their own (programs=…), without trace_tail_calls"
+            )
 
 
 def _array_of(insns: Sequence[Insn], call: int) -> int | str:
@@ -291,7 +316,7 @@ class ProgArray(Map):
             )
         recorder = self.recorder()
         sock_addr = model.type == ProgType.CGROUP_SOCK_ADDR
-        fields = _readable_fields(model.attach_type) if sock_addr else ()
+        fields = _readable_fields(model.name, model.attach_type) if sock_addr else ()
         code = [i.mov_imm(3, index)]
         if not recorder.traced:  # a traced call has its record already
             code += _append_record(recorder.fd, recorder.tag(self.name), fields, index=True)

@@ -101,7 +101,7 @@ class _Claim:
             os.close(self.claimed)
         raise _EnoughError
 
-    def loaded(self, _unreached: Mapping[str, str]) -> None:
+    def loaded(self, _unreached: Mapping[str, object]) -> None:
         raise AssertionError("the load was to end")
 
 

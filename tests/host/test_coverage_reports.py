@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import coverage_samples
@@ -236,6 +237,45 @@ def test_data_survives_saving_and_the_way_from_a_worker(tmp_path: Path) -> None:
     assert Model.from_plain(model.to_plain()) == model
     again.merge(received)
     assert outcomes(files_of(again)) == {"12": 1, "11": 9}
+
+
+def failures(tmp_path: Path, data: CoverageData, **options: bool | list[str]) -> list[str]:
+    settings: dict[str, Any] = {"sources": [], "requests": [ReportRequest("term")], **options}
+    return Reports(data, ReportOptions(root=tmp_path, **settings)).failures()
+
+
+def test_coverage_that_reached_nothing_is_a_failure(tmp_path: Path) -> None:
+    (said,) = failures(tmp_path, CoverageData())
+    assert "reached nothing: nothing recorded: no test loaded a BPF program" in said
+    assert "--bpf-cov-partial allows it" in said
+    assert failures(tmp_path, CoverageData(), partial=True) == []
+
+
+def test_coverage_of_sources_that_do_not_exist_is_a_failure(tmp_path: Path) -> None:
+    assert failures(tmp_path, sample_data()) == []
+    (said,) = failures(tmp_path, sample_data(), sources=["wrong.c"])
+    assert "no source file matches wrong.c" in said
+
+
+def test_a_program_that_lacks_its_probes_is_a_failure(tmp_path: Path) -> None:
+    data = sample_data()
+    data.refused[(NEW, "other")] = "too large"
+    assert failures(tmp_path, data) == [
+        f"BPF coverage lacks other on {NEW}: too large (--bpf-cov-partial allows it)"
+    ]
+    assert failures(tmp_path, data, partial=True) == []
+
+
+def test_a_program_that_no_probes_fit_into_is_a_failure_only_where_there_is_nothing_else(
+    tmp_path: Path,
+) -> None:
+    data = sample_data()
+    data.beyond[(NEW, "tracer")] = "libbpf's own work"
+    assert failures(tmp_path, data) == []
+    alone = CoverageData()
+    alone.beyond[(NEW, "tracer")] = "libbpf's own work"
+    (said,) = failures(tmp_path, alone)
+    assert f"not instrumentable: tracer on {NEW}: libbpf's own work" in said
 
 
 def test_data_of_another_version_is_refused(tmp_path: Path) -> None:

@@ -71,4 +71,15 @@ int redirect(struct xdp_md *ctx __attribute__((unused)))
 	return bpf_redirect_map(&devices, 0, XDP_PASS);
 }
 
+// Of a section that libbpf has work of its own for, and that therefore cannot be rewritten.
+struct jumps kprobe_jumps SEC(".maps");
+
+SEC("?kprobe")
+int on_kprobe(void *ctx)
+{
+	if (bpf_get_prandom_u32() > 9)
+		bpf_tail_call(ctx, &kprobe_jumps, 0);
+	return 0;
+}
+
 char LICENSE[] SEC("license") = "GPL";

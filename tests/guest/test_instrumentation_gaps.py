@@ -1,0 +1,55 @@
+"""What cannot be instrumented is told where it was asked for, and never left out quietly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+
+import pytest
+
+from bpfunit import BpfunitError, Object, faults
+from bpfunit._sys.uapi import AttachType
+from bpfunit.coverage import CoverageRecorder
+from bpfunit.tailcalls import tailcalls
+
+from ..objects import compiled
+
+pytestmark = [pytest.mark.guest, pytest.mark.bpf_plain]
+
+Load = Callable[..., Object]
+
+
+def test_tracing_refuses_a_program_whose_tail_calls_it_cannot_see(bpf_load: Load) -> None:
+    names = ["on_xdp", "on_kprobe"]
+    assert len(bpf_load(compiled("tied"), programs=names).programs) == 2
+    with pytest.raises(
+        BpfunitError, match=r"trace tail calls of on_kprobe \(kprobe\): .*cannot be"
+    ):
+        bpf_load(compiled("tied"), programs=names, trace_tail_calls=True)
+
+
+def test_a_stub_refuses_a_load_in_which_a_program_would_go_on_calling_the_helper(
+    bpf_load: Load,
+) -> None:
+    with (
+        closing(faults.random(1)) as numbers,
+        pytest.raises(faults.FaultError, match=r"on_kprobe \(kprobe\) would go on calling it"),
+    ):
+        bpf_load(compiled("tied"), programs=["on_kprobe"], instrument=[numbers])
+
+
+def test_a_program_beyond_rewriting_is_not_taken_for_one_that_lacks_its_probes(
+    bpf_load: Load,
+) -> None:
+    with closing(CoverageRecorder()) as recorder:
+        with recorder.recording():
+            bpf_load(compiled("tied"), programs=["on_xdp", "on_kprobe"])
+        assert recorder.refused == {}
+        assert list(recorder.beyond) == ["on_kprobe"]
+        assert [model.program for model in recorder.models()] == ["on_xdp"]
+
+
+def test_the_fields_of_an_attach_type_that_nobody_knows_are_not_guessed() -> None:
+    with pytest.raises(BpfunitError, match="record the context of prog: attach type 0 is none"):
+        tailcalls._readable_fields("prog", AttachType.CGROUP_INET_INGRESS)
+    assert len(tailcalls._readable_fields("prog", AttachType.CGROUP_INET4_CONNECT)) == 6
