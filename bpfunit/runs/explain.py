@@ -81,14 +81,24 @@ def _run(result: Result) -> Iterator[str]:
         yield f"    context out: {result.ctx!r} ({verdict})"
     for name, value in (result.storages or {}).items():
         yield f"    storage {name}: {value!r}"
-    for call in (result.all_calls)[:_CHAIN]:
-        came = f"entered {call.target}" if call.entered else "came back: empty slot or 33 calls"
-        yield f"    tail call {call.map}[{call.index}] with {call.ctx.user}: {came}"
-    if len(result.all_calls) > _CHAIN:
-        yield f"    … {len(result.all_calls)} tail calls in all"
+    yield from _explain_calls(result)
     for line in result.log:
         yield f"    log {line.map} ({line.ret}): {line}"
     for text in result.printk:
         yield f"    bpf_printk: {text}"
     if result.path is not None:
         yield from (f"    {line}" for line in str(result.path).splitlines())
+
+
+def _explain_calls(result: Result) -> Iterator[str]:
+    try:
+        calls = result.all_calls
+    except BpfunitError as error:
+        yield f"    tail calls: {error}"
+        return
+    for call in calls[:_CHAIN]:
+        came = f"entered {call.target}" if call.entered else "came back: empty slot or 33 calls"
+        context = f" with {call.ctx.user}" if call.ctx is not None else ""
+        yield f"    tail call {call.map}[{call.index}]{context}: {came}"
+    if len(calls) > _CHAIN:
+        yield f"    … {len(calls)} tail calls in all"

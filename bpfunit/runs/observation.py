@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from bpfunit._sys.uapi import MapType
+from bpfunit.errors import BpfunitError
 from bpfunit.objects.logs import LogLine, PerfBuffers, RingBuffers, TraceReader
 from bpfunit.objects.maps import Map
 from bpfunit.rewrite import ambient
@@ -135,7 +136,10 @@ class Session:
             result.path = self._observer.run_ended()
         self.read_storages(result, sock)
         if self._recorder:
-            result.calls = self.calls_decoder(self._recorder.take())
+            records = self._recorder.take()
+            result.calls = (
+                _overflow(self._recorder) if self._recorder.lost else self.calls_decoder(records)
+            )
         result.traced, result.blind_spots = self.traced, self.blind_spots()
         result.events, result.printk = self.said()
         result.log = self._log_lines(result.events)
@@ -197,6 +201,18 @@ class Session:
     def close(self) -> None:
         """Release ring buffers, recorder and tracing instance."""
         self._resources.close()
+
+
+def _overflow(recorder: CallRecorder) -> Callable[[], list[TailCall]]:
+    lost, capacity = recorder.lost, recorder.CAPACITY
+
+    def refuse() -> list[TailCall]:
+        raise BpfunitError(
+            f"list tail calls: {lost + capacity} records, there is room for {capacity}; "
+            "run with fewer repeats"
+        )
+
+    return refuse
 
 
 def live() -> list[Session]:

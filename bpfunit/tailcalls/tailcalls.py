@@ -53,7 +53,8 @@ class TailCall:
         map: the program array.
         index: the slot.
         target: what the slot held: a program's name, "spy", or None for an empty slot.
-        ctx: the context that the target saw.
+        ctx: the context that the target saw; None for other types than ``cgroup_sock_addr``, whose
+            context is not recorded.
         entered: False when the call came back: empty slot, or the kernel's bound of 33 reached.
         traced: whether tracing saw it, rather than a spy.
     """
@@ -61,7 +62,7 @@ class TailCall:
     map: str
     index: int
     target: str | None
-    ctx: BpfSockAddr
+    ctx: BpfSockAddr | None
     entered: bool = True
     traced: bool = False
 
@@ -126,23 +127,31 @@ class CallRecorder:
 
     def __init__(self) -> None:
         self._map = ValueMap("bpfunit_calls", _HEADER + _CAPACITY * _RECORD)
-        self._tags: list[str | int] = ["(missed)"]  # by tag: a map's name, or its descriptor
+        # by tag: a map's name or its descriptor, and whether its records hold a context
+        self._tags: list[tuple[str | int, bool]] = [("(missed)", False)]
         self.traced = False
+        self.lost = 0
 
     @property
     def fd(self) -> int:
         """The descriptor of the map."""
         return self._map.fd
 
-    def tag(self, where: str | int) -> int:
-        """Return a number for records about this program array (name, or descriptor)."""
-        self._tags.append(where)
+    def tag(self, where: str | int, *, context: bool) -> int:
+        """Return a number for records about a program array.
+
+        Args:
+            where: the array's name, or its descriptor.
+            context: whether the records hold a context.
+        """
+        self._tags.append((where, context))
         return len(self._tags) - 1
 
     def take(self) -> bytes:
-        """Return the records since the last take, for :meth:`decode`."""
+        """Return the records since the last take, for :meth:`decode`; `lost` did not fit."""
         memory = self._map.memory
         count = int.from_bytes(memory[:_HEADER], "little")
+        self.lost = max(0, count - _CAPACITY)
         if not count:
             return b""
         memory[:_HEADER] = bytes(_HEADER)
@@ -161,8 +170,11 @@ class CallRecorder:
             if tag == _MISSED:
                 calls[-1] = replace(calls[-1], entered=False)
                 continue
-            name, target = resolve(self._tags[tag], index)
-            context = BpfSockAddr.from_buffer_copy(records[start + 8 : start + _RECORD])
+            where, has_context = self._tags[tag]
+            name, target = resolve(where, index)
+            context = None
+            if has_context:
+                context = BpfSockAddr.from_buffer_copy(records[start + 8 : start + _RECORD])
             calls.append(TailCall(name, index, target, context, True, self.traced))
         return calls
 
@@ -199,7 +211,7 @@ class CallTracer:
         fields = _readable_fields(program.name, program.attach_type) if sock_addr else ()
         patcher = Patcher(program.flow())
         for n in calls:
-            tag = self._recorder.tag(_array_of(program.insns, n))
+            tag = self._recorder.tag(_array_of(program.insns, n), context=sock_addr)
             fd = self._recorder.fd
             patcher.before(n, _append_record(fd, tag, fields, index=True))
             patcher.on_fallthrough(n, _append_record(fd, _MISSED, (), index=False))
@@ -319,7 +331,8 @@ class ProgArray(Map):
         fields = _readable_fields(model.name, model.attach_type) if sock_addr else ()
         code = [i.mov_imm(3, index)]
         if not recorder.traced:  # a traced call has its record already
-            code += _append_record(recorder.fd, recorder.tag(self.name), fields, index=True)
+            tag = recorder.tag(self.name, context=sock_addr)
+            code += _append_record(recorder.fd, tag, fields, index=True)
         code += [i.mov_imm(0, returns), i.exit_()]
         fd, log = bpf.prog_load("bpfunit_spy", model.type, model.attach_type, i.encode(code))
         if fd < 0:

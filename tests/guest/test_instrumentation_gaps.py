@@ -53,3 +53,20 @@ def test_the_fields_of_an_attach_type_that_nobody_knows_are_not_guessed() -> Non
     with pytest.raises(BpfunitError, match="record the context of prog: attach type 0 is none"):
         tailcalls._readable_fields("prog", AttachType.CGROUP_INET_INGRESS)
     assert len(tailcalls._readable_fields("prog", AttachType.CGROUP_INET4_CONNECT)) == 6
+
+
+def test_a_tail_call_of_a_type_whose_context_is_not_recorded_shows_none(bpf_load: Load) -> None:
+    obj = bpf_load(compiled("tied"), programs=["on_xdp", "on_xdp_target"], trace_tail_calls=True)
+    obj.maps.on_xdp_jumps[0] = obj.programs.on_xdp_target
+    (call,) = obj.programs.on_xdp.run(data=bytes(64)).tail_calls
+    assert (call.target, call.ctx) == ("on_xdp_target", None)
+
+
+def test_more_tail_calls_than_are_recorded_are_an_error_and_not_a_shorter_list(
+    bpf_load: Load,
+) -> None:
+    obj = bpf_load(compiled("tied"), programs=["on_xdp"], trace_tail_calls=True)
+    run = obj.programs.on_xdp.run
+    assert len(run(data=bytes(64), repeat=64).tail_call_attempts) == 64
+    with pytest.raises(BpfunitError, match="130 records, there is room for 128"):
+        _ = run(data=bytes(64), repeat=65).tail_call_attempts
