@@ -27,8 +27,7 @@ def cache_dir() -> Path:
 def chosen_libbpf() -> str:
     """Return the path of the libbpf that the user chose, "" for the one that the system finds.
 
-    ``$BPFUNIT_LIBBPF`` names the file. Guests are not given ``$LD_LIBRARY_PATH``; a libbpf that it
-    leads to is used in them all the same.
+    ``$BPFUNIT_LIBBPF`` names the file; one that ``$LD_LIBRARY_PATH`` leads to counts as chosen.
     """
     if explicit := os.environ.get("BPFUNIT_LIBBPF"):
         return explicit

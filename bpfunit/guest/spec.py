@@ -174,7 +174,9 @@ class GuestSpec:
         variables.update(self.env, BPFUNIT_GUEST="1", BPFUNIT_ACCEL=accel)
         variables["PYTHONDONTWRITEBYTECODE"] = "1"  # it would be gone with the guest
         if libbpf := chosen_libbpf():
-            variables["BPFUNIT_LIBBPF"] = str(Path(libbpf).absolute())
+            path = Path(libbpf).absolute()
+            require_visible("the chosen libbpf", path)
+            variables["BPFUNIT_LIBBPF"] = str(path)
         if self.module is not None:
             variables["BPFUNIT_MODULE"] = str(self.module)
         if (configuration := self.kernel.configuration) is not None:

@@ -6,11 +6,16 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from bpfunit._sys import libbpf
+from bpfunit.guest.errors import GuestError
+from bpfunit.guest.spec import GuestSpec
 
 pytestmark = pytest.mark.host
 
@@ -61,3 +66,26 @@ def test_a_chosen_file_that_is_no_libbpf_is_an_error_that_says_so(tmp_path: Path
     found = doctor(BPFUNIT_LIBBPF=str(wrong))
     assert found.startswith(f"missing: load libbpf {wrong}: ")
     assert "name another in BPFUNIT_LIBBPF" in found
+
+
+def guest_variables() -> dict[str, str]:
+    kernel: Any = SimpleNamespace(configuration=None)
+    return GuestSpec(kernel)._variables("tcg")
+
+
+def test_guests_use_the_library_that_the_loaders_path_leads_to(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"/nowhere:{copy.parent}")
+    assert guest_variables()["BPFUNIT_LIBBPF"] == str(copy)
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/nowhere")
+    assert "BPFUNIT_LIBBPF" not in guest_variables()
+
+
+def test_a_library_that_guests_cannot_see_is_refused_before_they_boot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
+        monkeypatch.setenv("BPFUNIT_LIBBPF", file.name)
+        with pytest.raises(GuestError, match="the chosen libbpf"):
+            guest_variables()

@@ -103,5 +103,6 @@ def _compiler(name: str, suite: str, wrapper: Path) -> Compiler:
     build = f"build/{name}"
     make = ["make", "-s", "-C", _PROJECT / "bpf", f"BUILD={build}", f"CLANG={wrapper}"]
     subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
-    version = said.stdout.partition("\n")[0].partition("version ")[2]
-    return Compiler(name, suite, version, _PROJECT / "bpf" / build / "hook.bpf.o")
+    version = re.search(r"version (\S+)", said.stdout)
+    assert version, said.stdout
+    return Compiler(name, suite, version[1], _PROJECT / "bpf" / build / "hook.bpf.o")
