@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bench.hook_latency import traced
-from bpfunit.engines.live.cgroup import Cgroup
+from bpfunit._sys.cgroup import Cgroup
 from tests.hook.families import IPV4, IPV6, over
 from tests.hook.mesh import Mesh
 

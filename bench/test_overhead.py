@@ -20,8 +20,8 @@ import pytest
 
 import bpfunit
 from bpfunit._sys import bpf
+from bpfunit._sys.cgroup import Cgroup
 from bpfunit._sys.uapi import Cmd, TestRunAttr
-from bpfunit.engines.live.cgroup import Cgroup
 
 RUNS = 2_000
 BULK_RUNS = 20_000  # in one call, which has a fixed cost of its own

@@ -16,7 +16,10 @@ from bpfunit.objects.logs import LogLine
 from bpfunit.objects.maps import Map
 from bpfunit.objects.object import Object, load
 from bpfunit.objects.verifier import LoadError, VerifierError
-from bpfunit.progtypes.sock_addr import BpfSockAddr, ContextError
+from bpfunit.progtypes import discover
+from bpfunit.progtypes.base import ContextError
+from bpfunit.progtypes.packet import PacketProgram, PacketResult
+from bpfunit.progtypes.sock_addr import BpfSockAddr, SockAddrProgram, SockAddrResult
 from bpfunit.runs.attach import attach
 from bpfunit.runs.bulk import BulkResult, BulkRun
 from bpfunit.runs.program import Program
@@ -45,9 +48,13 @@ __all__ = [
     "NotFoundError",
     "NotObservedError",
     "Object",
+    "PacketProgram",
+    "PacketResult",
     "ProgArray",
     "Program",
     "Result",
+    "SockAddrProgram",
+    "SockAddrResult",
     "Spy",
     "SyscallError",
     "TailCall",
@@ -61,3 +68,5 @@ __all__ = [
     "load_types",
     "port",
 ]
+
+discover()  # so that an object finds the class of each program's type

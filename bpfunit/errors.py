@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno as _errno
 import os
 
+ENOTSUPP = 524  # include/linux/errno.h; libc has neither its name nor a text for it
+
 
 class BpfunitError(Exception):
     """Root of every error that bpfunit raises on purpose."""
@@ -46,8 +48,8 @@ class SyscallError(BpfunitError, OSError):
     """
 
     def __init__(self, operation: str, errno: int, hint: str = "") -> None:
-        name = "ENOTSUPP" if errno == 524 else _errno.errorcode.get(errno, str(errno))
-        text = "operation not supported by this kernel" if errno == 524 else os.strerror(errno)
+        name = "ENOTSUPP" if errno == ENOTSUPP else _errno.errorcode.get(errno, str(errno))
+        text = "operation not supported by this kernel" if errno == ENOTSUPP else os.strerror(errno)
         message = f"{operation}: {name} ({text.lower()})"
         OSError.__init__(self, errno, f"{message}; {hint}" if hint else message)
         self.operation = operation

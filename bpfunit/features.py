@@ -18,6 +18,7 @@ from pathlib import Path
 from bpfunit._sys import bpf, libbpf
 from bpfunit._sys.uapi import AttachType, MapType, ProgType
 from bpfunit.errors import BpfunitError, NotFoundError, SyscallError
+from bpfunit.progtypes.base import type_of
 from bpfunit.rewrite import insn
 from bpfunit.values import btfbytes
 from bpfunit.values.btf import NAMED_KINDS, SPELLED
@@ -25,11 +26,6 @@ from bpfunit.values.btf import NAMED_KINDS, SPELLED
 MODULE = "bpfunit_testrun"
 
 _REFUSALS = ("unknown func", "invalid func", "cannot use helper")
-_USUAL_ATTACH_TYPES: dict[int, int] = {
-    ProgType.CGROUP_SOCK_ADDR: AttachType.CGROUP_INET4_CONNECT,
-    ProgType.CGROUP_SOCKOPT: AttachType.CGROUP_SETSOCKOPT,
-    ProgType.SK_LOOKUP: AttachType.SK_LOOKUP,
-}
 
 
 def kernel_release() -> str:
@@ -94,6 +90,14 @@ def _number(kind: type[ProgType] | type[MapType], name: str) -> int:
     return names[name.lower()]
 
 
+def _usual_attach_type(prog_type: int) -> int:
+    """Return an attach type that programs of a type are loaded for, 0 where it does not matter."""
+    sections = type_of(prog_type).sections.values()
+    if prog_type == ProgType.CGROUP_SOCKOPT:
+        return AttachType.CGROUP_SETSOCKOPT
+    return next(iter(sections), 0)
+
+
 @lru_cache(maxsize=256)
 def has_helper(helper: str, prog_type: str = "cgroup_sock_addr", attach_type: int = -1) -> bool:
     """Tell whether programs of a type may call a helper ("bpf_get_retval").
@@ -114,7 +118,7 @@ def has_helper(helper: str, prog_type: str = "cgroup_sock_addr", attach_type: in
         return False
     kind = _number(ProgType, prog_type)
     if attach_type < 0:
-        attach_type = _USUAL_ATTACH_TYPES.get(kind, 0)
+        attach_type = _usual_attach_type(kind)
     code = insn.encode([insn.Insn(insn.JMP | insn.CALL, imm=number), insn.exit_()])
     fd, log = bpf.prog_load("bpfunit_probe", kind, attach_type, code)
     if fd >= 0:

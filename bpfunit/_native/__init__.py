@@ -24,6 +24,8 @@ _COMPILERS = ("cc", "gcc", "clang")
 PATH_VARIABLE = "BPFUNIT_NATIVE"
 _TIMEOUT_S = 120  # a loaded machine under emulation; one file takes a second natively
 
+ANSWER_SIZE = 4  # struct bpfunit_result of the module: all of data_out that the loop keeps
+
 _ptr, _i32, _u32, _u64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint32, ctypes.c_uint64
 
 
@@ -40,6 +42,10 @@ class Job(ctypes.Structure):
         ("prog_fd", _i32),
         ("repeat", _u32),
         ("count", _u64),
+        ("ctx_size", _u32),
+        ("answer_size", _u32),
+        ("fd_offset", _i32),
+        ("made_of_offset", _i32),
         ("ctx_in", _ptr),
         ("ctx_out", _ptr),
         ("retval", _ptr),

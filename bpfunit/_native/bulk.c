@@ -15,6 +15,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#define MAX_CTX 512
+
 struct storage {
 	int32_t map_fd;
 	uint32_t value_size;
@@ -26,8 +28,12 @@ struct job {
 	int32_t prog_fd;
 	uint32_t repeat;
 	uint64_t count;
-	const struct bpf_sock_addr *in;
-	struct bpf_sock_addr *out;
+	uint32_t ctx_size; /* at most MAX_CTX */
+	uint32_t answer_size; /* 4 for types that answer with struct bpfunit_result, else 0 */
+	int32_t fd_offset; /* of a u64 for the socket's descriptor in the context, -1 for none */
+	int32_t made_of_offset; /* of three u32: family, type, protocol; -1 for none */
+	const uint8_t *in;
+	uint8_t *out;
 	uint32_t *retval;
 	uint32_t *duration;
 	int32_t *verdict; /* what the hook hands to its system call: 0 or a negative errno */
@@ -88,28 +94,32 @@ uint64_t bpfunit_run_many(struct job *job, uint64_t from)
 
 	memset(&attr, 0, sizeof(attr));
 	for (i = from; i < job->count; i++) {
-		struct bpf_sock_addr in = job->in[i];
+		uint8_t in[MAX_CTX] __attribute__((aligned(8)));
 		int32_t verdict = 0;
 		int fd = job->sock_fd;
 
 		if (job->recorder && job->calls_room - job->calls_used < job->recorder_room)
 			break;
+		memcpy(in, job->in + i * job->ctx_size, job->ctx_size);
 		if (fd < 0) {
-			fd = socket(in.family, in.type, in.protocol);
+			uint32_t made_of[3];
+
+			memcpy(made_of, in + job->made_of_offset, sizeof(made_of));
+			fd = socket(made_of[0], made_of[1], made_of[2]);
 			if (fd < 0)
 				fd = 0; /* the kernel may make one, or say why not */
 		}
-		if (fd)
-			memcpy(&in.sk, &(uint64_t){fd}, sizeof(uint64_t));
+		if (fd && job->fd_offset >= 0)
+			memcpy(in + job->fd_offset, &(uint64_t){fd}, sizeof(uint64_t));
 
 		attr.test.prog_fd = job->prog_fd;
 		attr.test.repeat = job->repeat;
-		attr.test.ctx_in = (uint64_t)(uintptr_t)&in;
-		attr.test.ctx_size_in = sizeof(in);
-		attr.test.ctx_out = (uint64_t)(uintptr_t)&job->out[i];
-		attr.test.ctx_size_out = sizeof(in);
-		attr.test.data_out = (uint64_t)(uintptr_t)&verdict;
-		attr.test.data_size_out = sizeof(verdict);
+		attr.test.ctx_in = (uint64_t)(uintptr_t)in;
+		attr.test.ctx_size_in = job->ctx_size;
+		attr.test.ctx_out = (uint64_t)(uintptr_t)(job->out + i * job->ctx_size);
+		attr.test.ctx_size_out = job->ctx_size;
+		attr.test.data_out = job->answer_size ? (uint64_t)(uintptr_t)&verdict : 0;
+		attr.test.data_size_out = job->answer_size;
 		job->error[i] = bpf(BPF_PROG_TEST_RUN, &attr, sizeof(attr)) < 0 ? errno : 0;
 		if (!job->error[i]) {
 			job->retval[i] = attr.test.retval;

@@ -7,6 +7,7 @@ address to an IPv6 socket, or a family that does not fit: the very calls whose h
 from __future__ import annotations
 
 import ctypes
+import socket
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -94,3 +95,13 @@ def recvmsg(fd: int, flags: int) -> tuple[int, bytes]:
     if _libc.recvmsg(fd, ctypes.byref(message), flags) < 0:
         return ctypes.get_errno(), b""
     return 0, sender.raw[: message.namelen]
+
+
+def protocol(sock: socket.socket) -> int:
+    """Return the protocol that a socket has, also where it was made with 0 for the default."""
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL)
+
+
+def sibling(sock: socket.socket) -> socket.socket:
+    """Return a new socket of the same family, type and protocol."""
+    return socket.socket(sock.family, sock.type, protocol(sock))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import inspect
 import os
 import socket
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 import bpfunit
 from bpfunit.cli._values import with_addresses
 from bpfunit.errors import BpfunitError
+from bpfunit.progtypes.sock_addr import SockAddrResult
 from bpfunit.values.records import is_address, read_address
 
 _SOCKET_TYPES = {
@@ -45,7 +47,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             for name, key, value in request["maps"]:
                 obj.maps[name][with_addresses(key)] = with_addresses(value)
             program = obj.programs[request["program"]]
-            return _report(program.run(**_run_arguments(request)), request, obj)
+            return _report(_run(program, _run_arguments(request)), request, obj)
     except BpfunitError as error:
         return {"error": str(error)}
 
@@ -83,6 +85,18 @@ def _run_arguments(request: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
+def _run(program: bpfunit.Program, arguments: dict[str, Any]) -> bpfunit.Result:
+    taken = inspect.signature(program.run).parameters
+    if not arguments.keys() <= taken.keys():
+        address = {"dst", "src"} & arguments.keys()
+        asked = "an address is crafted for cgroup_sock_addr" if address else "that is for other"
+        raise BpfunitError(
+            f"run {program.name}: {asked} programs, this is"
+            f" {program.program_type.name}; give it {program.program_type.takes}"
+        )
+    return program.run(**arguments)
+
+
 def _report(result: bpfunit.Result, request: dict[str, Any], obj: bpfunit.Object) -> dict[str, Any]:
     report: dict[str, Any] = {
         "program": result.program,
@@ -94,14 +108,14 @@ def _report(result: bpfunit.Result, request: dict[str, Any], obj: bpfunit.Object
         "log": [str(line) for line in result.log],
         "printk": list(result.printk),
     }
-    if isinstance(result.ctx_in, bpfunit.BpfSockAddr):
+    if isinstance(result, SockAddrResult):
         report["dst"] = str(result.dst)
         report["dst_before"] = str(result.ctx_in.user)
         if result.storages is not None:
             report["storage"] = {name: plain(value) for name, value in result.storages.items()}
         report["tail_calls"] = _tail_calls(result)
     if request["data"] is not None:
-        report["data"] = result.data.hex()
+        report["data"] = result.outcome.data.hex()
     report["maps"] = {
         name: [[plain(key), plain(value)] for key, value in obj.maps[name].snapshot().items()]
         for name in request["show_maps"]

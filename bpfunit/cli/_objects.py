@@ -9,22 +9,14 @@ from pathlib import Path
 
 from bpfunit._sys import libbpf
 from bpfunit.errors import BpfunitError, SyscallError
+from bpfunit.progtypes.base import type_of_section
+from bpfunit.progtypes.packet import PacketType
+from bpfunit.progtypes.sock_addr import SOCK_ADDR
 
 _ELF_MAGIC = b"\x7fELF"
 _MACHINE = slice(18, 20)  # e_machine of the ELF header
 _EM_BPF = (247).to_bytes(2, "little")
 _LEFT_OUT = {"node_modules", "venv", "__pycache__"}
-
-# What a program takes, by the first part of its section (libbpf's names); for packet programs the
-# name of a verdict to expect.
-_ADDRESS_HOOKS = ("connect", "bind", "sendmsg", "recvmsg", "getpeername", "getsockname")
-_PACKET_SECTIONS = {
-    "xdp": "2  # XDP_PASS",
-    "tc": "2  # TC_ACT_SHOT",
-    "tcx": "2  # TCX_DROP",
-    "classifier": "2  # TC_ACT_SHOT",
-    "cgroup_skb": "1  # let it pass",
-}
 
 
 @dataclass(frozen=True)
@@ -42,10 +34,10 @@ class ProgramInfo:
     @property
     def kind(self) -> str:
         """What its context is made from: ``address``, ``packet`` or ``other``."""
-        family, _, hook = self.section.partition("/")
-        if family == "cgroup" and hook.rstrip("46") in _ADDRESS_HOOKS:
+        found = type_of_section(self.section)
+        if found is SOCK_ADDR:
             return "address"
-        return "packet" if family.partition(".")[0] in _PACKET_SECTIONS else "other"
+        return "packet" if isinstance(found, PacketType) else "other"
 
     @property
     def address(self) -> str:
@@ -55,7 +47,10 @@ class ProgramInfo:
     @property
     def verdict(self) -> str:
         """A verdict that a packet program may give, for people."""
-        return _PACKET_SECTIONS.get(self.section.partition("/")[0].partition(".")[0], "")
+        found = type_of_section(self.section)
+        names = found.verdicts if found is not None else {}
+        number = 2 if 2 in names else 1
+        return f"{number}  # {names[number]}" if number in names else "0"
 
 
 def is_bpf_object(path: Path) -> bool:

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import os
-import socket
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib import import_module
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import Protocol
 
 from bpfunit.errors import BpfunitError, NotFoundError
+from bpfunit.progtypes.base import ProgramRef, RawOutcome, Request
 
-if TYPE_CHECKING:
-    from bpfunit.runs.program import Program
+__all__ = [
+    "DEFAULT",
+    "Engine",
+    "NotApplicableError",
+    "ProgramRef",
+    "RawOutcome",
+    "Request",
+    "get",
+    "register",
+]
 
 DEFAULT = "testrun"
 
@@ -21,47 +30,34 @@ class NotApplicableError(BpfunitError):
     """The engine cannot produce this run; the reason says what a real system would need."""
 
 
-class RawOutcome(NamedTuple):
-    """What came back from one run, before anything is decoded."""
+class Engine(Protocol):
+    """Runs one program once (or ``repeat`` times) with one crafted input.
 
-    retval: int
-    ctx: bytes
-    duration_ns: int | None  # None where the engine has no clock around the program alone
-    data: bytes = b""
-    errno: int = 0  # the error that the hook hands to its system call, 0 for none
-
-
-class Request(NamedTuple):
-    """One run, the same for every engine.
-
-    ``ctx`` None means that no context is passed at all. ``sock`` is the socket of the run, None
-    where the engine is to let the kernel make one; ``fresh`` says that it was made for this run
-    alone, so that an engine may bind or connect it.
+    Attributes:
+        name: what ``--bpf-engine`` calls it.
+        is_test_run: whether a run is ``BPF_PROG_TEST_RUN`` and nothing besides, so that a loop in C
+            may make many of them.
     """
 
-    ctx: bytes | None
-    sock: socket.socket | None = None
-    repeat: int = 1
-    data: bytes | None = None
-    data_size_out: int = 0
-    flags: int = 0
-    fresh: bool = False
-
-
-class Engine(Protocol):
-    """Runs one program once (or ``repeat`` times) with one crafted context."""
-
     name: str
+    is_test_run: bool
 
-    def run(self, program: Program, request: Request) -> RawOutcome:
+    def run(self, program: ProgramRef, request: Request) -> RawOutcome:
         """Run ``program``; raise SyscallError with the kernel's errno when it is refused."""
+        ...
+
+    def prepared(
+        self, program: ProgramRef
+    ) -> AbstractContextManager[Callable[[Request], RawOutcome]]:
+        """Keep what a program's runs need within the block; yield what makes one run."""
         ...
 
 
 _factories: dict[str, Callable[[], Engine]] = {}
 _made: dict[str, Engine] = {}
 _making = threading.RLock()  # one engine is made of others
-_MODULES = {"testrun": "testrun", "connect": "live", "both": "both"}
+_MODULES = {"testrun": "testrun", "live": "live", "both": "both"}
+ALIASES = {"connect": "live"}  # what the engine live was called at first
 
 
 def register(name: str, factory: Callable[[], Engine]) -> None:
@@ -79,6 +75,7 @@ def get(name: str | None = None) -> Engine:
     if name in _made:
         return _made[name]
     name = name or os.environ.get("BPFUNIT_ENGINE") or DEFAULT
+    name = ALIASES.get(name, name)
     if name not in _factories and name in _MODULES:
         import_module(f".{_MODULES[name]}", __name__)
     if name not in _factories:

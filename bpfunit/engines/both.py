@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Mapping
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
+from typing import NamedTuple
 
-from bpfunit.engines import Engine, NotApplicableError, RawOutcome, Request, get, register
+from bpfunit.engines import (
+    Engine,
+    NotApplicableError,
+    ProgramRef,
+    RawOutcome,
+    Request,
+    get,
+    register,
+)
 from bpfunit.engines.sockets import Face, face, like, put_back, twin
 from bpfunit.engines.state import ProgramState, State
 from bpfunit.errors import BpfunitError, SyscallError
-from bpfunit.progtypes.sock_addr import BpfSockAddr
-
-if TYPE_CHECKING:
-    from bpfunit.runs.program import Program
 
 _RETRIES = 8  # runs on either engine that look for the program's own chance
 Facts = dict[str, bytes]  # everything that is compared, by a name for people
-_CONTEXT_SHOWN = 60  # struct bpf_sock_addr in front of the socket pointer
 
 
 class EnginesDisagreeError(BpfunitError, AssertionError):
@@ -45,11 +49,12 @@ class BothEngine:
     """
 
     name = "both"
+    is_test_run = False
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # objects may share maps, which are put back in between
 
-    def run(self, program: Program, request: Request) -> RawOutcome:
+    def run(self, program: ProgramRef, request: Request) -> RawOutcome:
         """Run ``program`` twice and compare; see :class:`bpfunit.engines.Engine`.
 
         Raises:
@@ -61,28 +66,34 @@ class BothEngine:
         with self._lock, ProgramState(program.fd) as state:
             comparison = _Comparison(program, request, state)
             try:
-                real = comparison.observe(get("connect"))
+                real = comparison.observe(get("live"))
             except NotApplicableError as reason:
                 return comparison.without_real_call(reason)
             try:
                 crafted = comparison.observe(get("testrun"))
             except SyscallError as error:
                 raise EnginesDisagreeError(
-                    f"run {program.name}: the engine connect ran it, the engine testrun did not:"
+                    f"run {program.name}: the engine live ran it, the engine testrun did not:"
                     f" {error}"
                 ) from None
             if unequal := comparison.unequal(real, crafted):
                 left, crafted = comparison.beyond_chance(unequal, (real, crafted))
                 if left:
-                    head = f"run {program.name}: the engines connect and testrun differ"
+                    head = f"run {program.name}: the engines live and testrun differ"
                     raise EnginesDisagreeError("\n  ".join([head, *left]))
             return comparison.last(crafted)
+
+    def prepared(
+        self, program: ProgramRef
+    ) -> AbstractContextManager[Callable[[Request], RawOutcome]]:
+        """Yield what makes one run; each attaches and detaches the program anew."""
+        return nullcontext(partial(self.run, program))
 
 
 class _Comparison:
     """Runs of one request, each from the state that was found at first."""
 
-    def __init__(self, program: Program, request: Request, state: ProgramState) -> None:
+    def __init__(self, program: ProgramRef, request: Request, state: ProgramState) -> None:
         self._program, self._request, self._state = program, request, state
         self._start = self._now = state.take(request.sock)
         self._known = set(self._start)  # entries that are compared by their key
@@ -101,9 +112,10 @@ class _Comparison:
             engine: which.
             counts: whether it is the run that the test is to see, on the socket itself.
         """
-        session, request = self._program.session, self._request
+        watch, request = self._request.watch, self._request
         self.rewind()
-        session.before()
+        if watch is not None:
+            watch.before()
         with ExitStack() as stack:
             stand_in = None if counts else self._stand_in(engine)
             if stand_in is not None:
@@ -117,7 +129,7 @@ class _Comparison:
                 raise
             seen = self._state.take(request.sock)
         self._note(seen, own=stand_in is None)
-        events, lines = session.said()
+        events, lines = watch.said() if watch is not None else ({}, [])
         return Observed(outcome, seen, events, lines)
 
     def _stand_in(self, engine: Engine) -> socket.socket | None:
@@ -133,14 +145,14 @@ class _Comparison:
             kept = {place: value for place, value in self._start.items() if not place[1]}
             self._state.restore({}, kept, made)
             return made
-        if request.fresh and engine.name == "connect" and self._call_leaves_traces():
+        if request.fresh and not engine.is_test_run and self._call_leaves_traces():
             # the real call binds or connects the socket, which the test run is not to see
             return like(request.sock)
         return None
 
     def _call_leaves_traces(self) -> bool:
         """Whether the real call changes its socket though the observer ends it with EPERM."""
-        return self._program.hook.kind not in ("connect", "bind")
+        return self._program.type.call_leaves_traces(self._program.attach_type)
 
     def _head(self) -> str:
         return f"run {self._program.name} on both engines"
@@ -188,7 +200,7 @@ class _Comparison:
         self._known |= real.state.keys() & crafted.state.keys()
         one, other = self._facts(real), self._facts(crafted)
         return {
-            name: f"{name}: connect {_shown(one, name)}, testrun {_shown(other, name)}"
+            name: f"{name}: live {self._shown(one, name)}, testrun {self._shown(other, name)}"
             for name in sorted(one.keys() | other.keys())
             if one.get(name) != other.get(name)
         }
@@ -209,7 +221,7 @@ class _Comparison:
         first = self._facts(pair[0]), self._facts(pair[1])
         again = pair
         for _ in range(_RETRIES):
-            again = (self.observe(get("connect")), self.observe(get("testrun")))
+            again = (self.observe(get("live")), self.observe(get("testrun")))
             for one, other in zip(first, map(self._facts, again), strict=True):
                 for name, places in varying.items():
                     places |= _differing(one, other, name)
@@ -232,7 +244,8 @@ class _Comparison:
         facts = {
             "return value": outcome.retval.to_bytes(4, "big"),
             "errno": outcome.errno.to_bytes(4, "big"),
-            "context": outcome.ctx[:_CONTEXT_SHOWN],
+            "context": outcome.ctx[: self._program.type.compared],
+            "data": outcome.data,
         }
         others = sorted(
             (name, value, key)
@@ -251,14 +264,11 @@ class _Comparison:
             facts[f"bpf_printk line {n}"] = line.encode()
         return facts
 
-
-def _shown(facts: Facts, name: str) -> str:
-    value = facts.get(name)
-    if value is None:
-        return "nothing"
-    if name == "context":
-        return repr(BpfSockAddr.from_buffer_copy(value.ljust(72, b"\0")))
-    return value.hex(" ", 4)
+    def _shown(self, facts: Facts, name: str) -> str:
+        value = facts.get(name)
+        if value is None:
+            return "nothing"
+        return self._program.type.describe(value) if name == "context" else value.hex(" ", 4)
 
 
 def _differing(one: Facts, other: Facts, name: str) -> set[int]:

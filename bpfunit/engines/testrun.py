@@ -8,31 +8,21 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import mmap
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
 
 from bpfunit._sys import bpf
-from bpfunit._sys.uapi import Cmd, ProgType, TestRunAttr
-from bpfunit.engines import NotApplicableError, RawOutcome, Request, get, register
-from bpfunit.errors import SyscallError
-from bpfunit.progtypes import native
-from bpfunit.progtypes.sock_addr import SOCK_ADDR_SIZE
-
-if TYPE_CHECKING:
-    from bpfunit.runs.program import Program
-
-ENOTSUPP = 524  # include/linux/errno.h, not known to libc
-_SK_OFFSET = 64  # offsetof(struct bpf_sock_addr, sk)
+from bpfunit._sys.uapi import Cmd, TestRunAttr
+from bpfunit.engines import NotApplicableError, ProgramRef, RawOutcome, Request, register
+from bpfunit.errors import ENOTSUPP, SyscallError
 
 _HINTS = {
     ENOTSUPP: "this kernel has no test run for the program's type; for cgroup/connect and its"
     " kin load bpfunit_testrun.ko before the program (pytest --kernel does it)",
-    errno.EINVAL: "the context is missing, or contradicts the program's attach type",
-    errno.E2BIG: "the context is longer than struct bpf_sock_addr and not zero past its end",
     errno.EINTR: "a signal ended the run",
 }
-# The kernel offers its whole structure and says ENOSPC where the caller's UAPI knows a shorter one.
-_CONTEXT_ROOM = mmap.PAGESIZE
 
 
 class TestRunEngine:
@@ -40,101 +30,79 @@ class TestRunEngine:
 
     __test__ = False
     name = "testrun"
+    is_test_run = True
 
-    def run(self, program: Program, request: Request) -> RawOutcome:
+    def run(self, program: ProgramRef, request: Request) -> RawOutcome:
         """Run ``program`` once; see :class:`bpfunit.engines.Engine`."""
-        if program.type == ProgType.CGROUP_SOCK_ADDR and request.data is None:
-            return _run_sock_addr(program, request)
-        if program.type == ProgType.CGROUP_SKB and native.packet_end_is_missing():
-            raise NotApplicableError(
-                f"run {program.name} on the engine testrun: in this kernel's own test run of"
-                " cgroup_skb data_end is NULL, so that the program would see an empty packet; Linux"
-                " 6.16 is right, and so is bpfunit_testrun.ko, loaded before the program"
-            )
-        return _run_native(program, request)
+        of_type = program.type
+        if reason := of_type.unfit():
+            raise NotApplicableError(f"run {program.name} on the engine testrun: {reason}")
+        attr = TestRunAttr(prog_fd=program.fd, flags=request.flags, repeat=request.repeat)
+        ctx, data = of_type.encode(request)
+        ctx_in = ctx_out = data_out = None
+        if ctx is not None:
+            ctx_in = ctypes.create_string_buffer(ctx, len(ctx))
+            attr.ctx_in, attr.ctx_size_in = ctypes.addressof(ctx_in), len(ctx)
+            if of_type.answers:
+                ctx_out = ctypes.create_string_buffer(of_type.ctx_size_out(len(ctx)))
+                attr.ctx_out, attr.ctx_size_out = ctypes.addressof(ctx_out), len(ctx_out)
+        if data is not None:
+            data_in = ctypes.create_string_buffer(data, len(data))
+            attr.data_in, attr.data_size_in = ctypes.addressof(data_in), len(data)
+        if room := request.data_size_out or of_type.answer_size:
+            data_out = ctypes.create_string_buffer(room)
+            attr.data_out, attr.data_size_out = ctypes.addressof(data_out), room
+        if of_type.once:
+            self._run_once_each(program, request, attr, ctx_in)
+        elif (result := bpf.call(Cmd.PROG_TEST_RUN, attr)) < 0:
+            raise _refused(program, request, attr, -result)
+        answer = b""
+        if ctx_out is not None and ctx is not None:
+            # what the kernel has and the caller's structure has not is cut
+            known = max(len(ctx), of_type.context_size)
+            answer = ctx_out.raw[: min(attr.ctx_size_out, known)]
+        elif ctx_in is not None:
+            answer = ctx_in.raw
+        retval = attr.retval
+        if of_type.signed and retval >> 31:
+            retval -= 1 << 32
+        return of_type.decode(
+            retval,
+            answer,
+            data_out.raw[: attr.data_size_out] if data_out is not None else b"",
+            None if of_type.once else attr.duration,
+        )
+
+    @staticmethod
+    def _run_once_each(
+        program: ProgramRef, request: Request, attr: TestRunAttr, ctx_in: Any
+    ) -> None:
+        attr.repeat = 0
+        crafted = ctx_in.raw if ctx_in is not None else b""
+        for _ in range(max(request.repeat, 1)):
+            if ctx_in is not None:
+                ctypes.memmove(ctx_in, crafted, len(crafted))
+            result = bpf.call(Cmd.PROG_TEST_RUN, attr)
+            if result < 0:
+                raise _refused(program, request, attr, -result)
+
+    def prepared(
+        self, program: ProgramRef
+    ) -> AbstractContextManager[Callable[[Request], RawOutcome]]:
+        """Yield what makes one run; nothing has to be kept for it."""
+        return nullcontext(partial(self.run, program))
 
 
-def _run_sock_addr(program: Program, request: Request) -> RawOutcome:
-    """Run by the module, whose ``data_out`` is what the hook hands to the system call."""
-    attr = TestRunAttr(prog_fd=program.fd, flags=request.flags, repeat=request.repeat)
-    verdict = ctypes.c_int32()
-    ctx, ctx_out = request.ctx, b""
-    if ctx is not None:
-        if request.sock is not None and len(ctx) >= SOCK_ADDR_SIZE:
-            fd = request.sock.fileno().to_bytes(8, "little", signed=True)
-            ctx = ctx[:_SK_OFFSET] + fd + ctx[_SK_OFFSET + 8 :]
-        ctx_in = ctypes.create_string_buffer(ctx, len(ctx))
-        answer = ctypes.create_string_buffer(SOCK_ADDR_SIZE)
-        attr.ctx_in, attr.ctx_size_in = ctypes.addressof(ctx_in), len(ctx)
-        attr.ctx_out, attr.ctx_size_out = ctypes.addressof(answer), len(answer)
-        attr.data_out = ctypes.addressof(verdict)
-        attr.data_size_out = ctypes.sizeof(verdict)
-    result = bpf.call(Cmd.PROG_TEST_RUN, attr)
-    if result < 0:
-        raise SyscallError(f"run {program.name}", -result, _HINTS.get(-result, ""))
-    if ctx is not None:
-        ctx_out = answer.raw[: attr.ctx_size_out]
-    return RawOutcome(attr.retval, ctx_out, attr.duration, errno=-verdict.value)
-
-
-def _run_native(program: Program, request: Request) -> RawOutcome:
-    """Run by the kernel's own test run of the type."""
-    shape = native.shape_of(program.type)
-    attr = TestRunAttr(prog_fd=program.fd, flags=request.flags)
-    attr.repeat = 0 if shape.once else request.repeat
-    ctx, data = request.ctx, request.data
-    ctx_in = ctx_out = data_out = None
-    if ctx is not None:
-        ctx_in = ctypes.create_string_buffer(ctx, len(ctx))
-        attr.ctx_in, attr.ctx_size_in = ctypes.addressof(ctx_in), len(ctx)
-        if shape.answers:
-            ctx_out = ctypes.create_string_buffer(max(len(ctx), _CONTEXT_ROOM))
-            attr.ctx_out, attr.ctx_size_out = ctypes.addressof(ctx_out), len(ctx_out)
-    if data is not None:
-        data_in = ctypes.create_string_buffer(data, len(data))
-        attr.data_in, attr.data_size_in = ctypes.addressof(data_in), len(data)
-        if request.data_size_out:
-            data_out = ctypes.create_string_buffer(request.data_size_out)
-            attr.data_out, attr.data_size_out = ctypes.addressof(data_out), len(data_out)
-    for _ in range(max(request.repeat, 1) if shape.once else 1):
-        if shape.once and ctx_in is not None and ctx is not None:
-            ctypes.memmove(ctx_in, ctx, len(ctx))
-        result = bpf.call(Cmd.PROG_TEST_RUN, attr)
-        if result == -ENOTSUPP and get(program.session.engine).name != "testrun":
-            raise NotApplicableError(
-                f"run {program.name}: this kernel has no test run for its type, and no real call of"
-                " the engine connect reaches it"
-            )
-        if result < 0:
-            raise SyscallError(
-                f"run {program.name}", -result, _native_hint(-result, program, request, attr)
-            )
-    answer = b""
-    if ctx is not None:
-        # what the kernel has and the caller's structure has not is cut
-        where = ctx_out if ctx_out is not None else ctx_in
-        assert where is not None
-        answer = where.raw[: min(attr.ctx_size_out, len(ctx)) if ctx_out is not None else len(ctx)]
-    return RawOutcome(
-        retval=native.verdict(program.type, attr.retval),
-        ctx=answer,
-        duration_ns=None if shape.once else attr.duration,
-        data=data_out.raw[: attr.data_size_out] if data_out is not None else b"",
-    )
-
-
-def _native_hint(error: int, program: Program, request: Request, attr: TestRunAttr) -> str:
-    if error == errno.EINVAL:
-        return native.einval_hint(program.type, request.data, context=request.ctx is not None)
-    if error == errno.E2BIG:
-        return native.e2big_hint(program.type)
-    if error == errno.ENOSPC and attr.data_size_out > request.data_size_out:
-        grown = attr.data_size_out - len(request.data or b"")
-        return (
+def _refused(program: ProgramRef, request: Request, attr: TestRunAttr, error: int) -> SyscallError:
+    if error == errno.ENOSPC and request.data and attr.data_size_out > request.data_size_out:
+        grown = attr.data_size_out - len(request.data)
+        hint = (
             f"the packet has {attr.data_size_out} bytes after the run, {grown} more than before:"
             f" say data_room={grown}"
         )
-    return _HINTS.get(error, "")
+    else:
+        hint = program.type.hint(error, request) or _HINTS.get(error, "")
+    return SyscallError(f"run {program.name}", error, hint)
 
 
 register("testrun", TestRunEngine)

@@ -6,7 +6,7 @@ import ctypes
 import mmap
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ from bpfunit.objects.globals import Globals, Sections, data_sections
 from bpfunit.objects.maps import Map
 from bpfunit.objects.queues import QueueMap
 from bpfunit.objects.verifier import load_failure, open_failure
+from bpfunit.progtypes.base import instrumentable_sections
 from bpfunit.rewrite import ambient, callback
 from bpfunit.rewrite import insn as asm
 from bpfunit.rewrite.code import Instrumentation
-from bpfunit.runs.observation import Session
+from bpfunit.runs.observation import Observation
 from bpfunit.runs.program import Program
 from bpfunit.tailcalls.tailcalls import CallTracer, ProgArray
 from bpfunit.values.btf import Types, raw_btf
@@ -56,7 +57,7 @@ class Object:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.session = Session(Path(path).name)
+        self.observation = Observation(Path(path).name)
         self._resources = ExitStack()
         self._handle = 0
         self._types: ObjectTypes | None = None
@@ -67,7 +68,7 @@ class Object:
         self._programs: dict[str, Program] = {}
         self._not_loaded: dict[str, str] = {}
         self.maps: Names[Any] = Names("map", self.path.name, self._maps)
-        self.programs: Names[Program] = Names(
+        self.programs: Names[Any] = Names(
             "program", self.path.name, self._programs, self._not_loaded
         )
 
@@ -178,12 +179,12 @@ class Object:
             if lib.bpf_program__fd(handle) < 0:
                 self._not_loaded[name] = _why_not_loaded(name, name in self._on_request)
                 continue
-            program = Program(
+            program = Program.of(
                 lib.bpf_program__fd(handle),
                 name,
                 lib.bpf_program__expected_attach_type(handle),
                 lib.bpf_program__section_name(handle).decode(),
-                self.session,
+                self.observation,
             )
             self._programs[name] = program
             self._relate(program, handle, by_fd)
@@ -217,7 +218,7 @@ class Object:
         for fd in loaded_fds:
             target = by_fd.get(fd)
             if isinstance(target, ProgArray):
-                target.users.append(program)
+                target.users.append(program.ref)
         self._prints = self._prints or bool(helpers & _PRINTK_HELPERS)
         self._sends = self._sends or bool(helpers & _PERF_OUTPUT_HELPERS)
 
@@ -235,11 +236,11 @@ class Object:
                 self.maps[name].name: self.types[one] if isinstance(one, str) else one
                 for name, one in log_maps.items()
             }
-        self.session.watch(self._maps, log_types)
+        self.observation.watch(self._maps, log_types)
         if self._sends:
-            self.session.watch_perf_events()
+            self.observation.watch_perf_events()
         if self._prints:
-            self.session.watch_printk()
+            self.observation.watch_printk()
 
     # -- the end
 
@@ -248,12 +249,12 @@ class Object:
         for array in self._maps.values():
             for spy in getattr(array, "spies", ()):
                 spy.close()
-        self.session.close()
+        self.observation.close()
         self._resources.close()
         for one in self._maps.values():
             one.close()
         for program in self._programs.values():
-            program.fd = -1  # the number may be someone else's by now
+            program.let_go()
         self._handle = 0
 
     def __enter__(self) -> Object:
@@ -327,14 +328,15 @@ def load(
     if engine is not None:
         engines.get(engine)  # the connect engine wants to be there before the test's sockets
     obj = Object(path)
-    obj.session.engine = engine
+    obj.observation.engine = engine
     with _loading, ExitStack() as undo:
         undo.callback(obj.close)
         if trace_tail_calls:
-            all_passes.append(CallTracer(obj.session.recorder()))
+            obj.observation.trace()
+            all_passes.append(CallTracer(obj.observation.recorder))
         all_passes += ambient.passes()
         if all_passes:
-            callback.install()
+            callback.install(instrumentable_sections())
         if pin_root is not None:
             Path(pin_root).mkdir(parents=True, exist_ok=True)
         obj._open(named_types(types), pin_root)
@@ -347,6 +349,3 @@ def load(
         obj._collect(map_types or {}, log_maps)
         undo.pop_all()
     return obj
-
-
-Loader = Callable[..., Object]

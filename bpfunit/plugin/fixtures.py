@@ -15,8 +15,7 @@ import bpfunit
 from bpfunit import _native
 from bpfunit.guest import in_guest
 from bpfunit.rewrite import ambient
-from bpfunit.runs import explain
-from bpfunit.runs import observation as session
+from bpfunit.runs import explain, observation
 from bpfunit.values.net import explain_difference
 
 _DEFAULT_OBJECT = "bpf/build/hook.bpf.o"
@@ -117,7 +116,7 @@ def no_bpf_leaks() -> Iterator[None]:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
     """Forget what an earlier test did with an object that both share."""
-    for one in session.live():
+    for one in observation.live():
         one.forget()
 
 
@@ -128,7 +127,7 @@ def pytest_runtest_makereport(
     """Append what the objects of a failing test did to its report."""
     report = yield
     if report.failed and call.when == "call":
-        for one in session.live():
+        for one in observation.live():
             if text := explain.describe(one):
                 report.sections.append((f"BPF runs of {one.name}", text))
     return report

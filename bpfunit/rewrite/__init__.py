@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bpfunit.rewrite import ambient
-from bpfunit.rewrite.callback import SECTIONS, install, instrumented
+from bpfunit.rewrite.callback import install, instrumented
 from bpfunit.rewrite.code import Image, Instrumentation, ProgramCode, Trial, Unreached
 from bpfunit.rewrite.flow import Flow, RewriteError
 from bpfunit.rewrite.insn import Insn, decode, encode
@@ -11,7 +11,6 @@ from bpfunit.rewrite.liveness import Liveness
 from bpfunit.rewrite.patcher import Patched, Patcher
 
 __all__ = [
-    "SECTIONS",
     "Flow",
     "Image",
     "Insn",

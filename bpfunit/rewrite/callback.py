@@ -23,28 +23,7 @@ from bpfunit.rewrite.info import FUNC_SIZE, LINE_SIZE
 from bpfunit.rewrite.insn import SLOT_SIZE, decode
 from bpfunit.rewrite.trial import point_at_info, try_load
 
-# Sections whose built-in handler sets types, and flags that we can set as well (section_defs and
-# libbpf_prepare_prog_load in libbpf.c of 1.1 to 1.7): no attach target to find. An older libbpf
-# does not know them all, and then loads none of them either.
-_CGROUP_SOCK_ADDR = tuple(
-    f"cgroup/{call}{family}"
-    for call in ("bind", "connect", "sendmsg", "recvmsg", "getpeername", "getsockname")
-    for family in ("4", "6", "_unix")
-    if (call, family) != ("bind", "_unix")
-)
 _XDP_FRAGS = ("xdp.frags", "xdp.frags/devmap", "xdp.frags/cpumap")
-SECTIONS = (
-    *_CGROUP_SOCK_ADDR,
-    *("socket", "tc", "classifier", "action", "xdp", "xdp/devmap", "xdp/cpumap", *_XDP_FRAGS),
-    *("tc/ingress", "tc/egress", "tcx/ingress", "tcx/egress", "netkit/primary", "netkit/peer"),
-    *("cgroup_skb/ingress", "cgroup_skb/egress", "cgroup/skb", "cgroup/sysctl", "cgroup/dev"),
-    *("cgroup/sock", "cgroup/sock_create", "cgroup/sock_release"),
-    *("cgroup/post_bind4", "cgroup/post_bind6"),
-    *("cgroup/getsockopt", "cgroup/setsockopt", "sockops", "sk_lookup", "sk_msg"),
-    *("sk_skb/stream_parser", "sk_skb/stream_verdict", "sk_skb/verdict", "sk_skb"),
-    *("sk_reuseport", "sk_reuseport/migrate", "flow_dissector", "perf_event"),
-    *("lwt_in", "lwt_out", "lwt_xmit", "lwt_seg6local"),
-)
 _BPF_F_XDP_HAS_FRAGS = 1 << 5  # uapi linux/bpf.h
 _REFUSED = -22  # what the callback returns to make libbpf give up: EINVAL
 
@@ -142,14 +121,17 @@ _callback = libbpf.PREPARE_LOAD_FN(_prepare_load)
 
 
 @lru_cache(maxsize=1)
-def install() -> None:
+def install(sections: tuple[str, ...]) -> None:
     """Register the handlers, once per process and before the object to rewrite is opened.
 
     A program of these sections is from then on attached by its type, not by
     ``bpf_program__attach``, which the built-in handler alone can serve.
+
+    Args:
+        sections: those whose built-in handler sets types and no more.
     """
     lib = libbpf.lib()
-    for section in SECTIONS:
+    for section in sections:
         prog_type, attach_type = ctypes.c_int(), ctypes.c_int()
         types = (ctypes.byref(prog_type), ctypes.byref(attach_type))
         if lib.libbpf_prog_type_by_name(section.encode(), *types) < 0:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from bpfunit.engines.live.cgroup import Cgroup
+from bpfunit._sys.cgroup import Cgroup
 from bpfunit.runs.program import Program
 
 _entering = threading.RLock()

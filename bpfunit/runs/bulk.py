@@ -1,26 +1,23 @@
-"""Many runs in one call: a context each in, flat arrays out, no Python between two runs."""
+"""Many runs in one call: an input each in, flat arrays out, no Python between two runs."""
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from functools import partial
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from bpfunit import _native, engines
 from bpfunit.errors import BpfunitError, FieldValueError, NotFoundError, SyscallError
 from bpfunit.objects.maps import Map
-from bpfunit.progtypes.sock_addr import SOCK_ADDR_SIZE, BpfSockAddr
 from bpfunit.runs.result import NotObservedError
 from bpfunit.tailcalls.tailcalls import CallRecorder, TailCall
-from bpfunit.values.net import Endpoint
 
 if TYPE_CHECKING:
     from bpfunit.runs.program import Program
 
-_EINTR = 4
 _CALLS_ROOM = 1 << 14  # tail-call records gathered before Python takes them over
 
 
@@ -40,12 +37,13 @@ class BulkRun:
     @property
     def retval(self) -> int:
         """What the program returned."""
-        return int(self._bulk.retval[self.index])
+        raw = int(self._bulk.retval[self.index])
+        return raw - (1 << 32) if self._bulk.program_type.signed and raw >> 31 else raw
 
     @property
     def errno(self) -> int:
         """The error that the hook hands to the system call, 0 for none."""
-        return -int(self._bulk.verdict[self.index])
+        return -int(self._bulk.hook_error[self.index])
 
     @property
     def duration_ns(self) -> int:
@@ -53,20 +51,24 @@ class BulkRun:
         return int(self._bulk.duration_ns[self.index])
 
     @property
-    def ctx_in(self) -> BpfSockAddr:
-        """The context as crafted."""
-        context: BpfSockAddr = self._bulk.ctx_in[self.index]
-        return context
+    def verdict(self) -> str:
+        """The return value by its name in the kernel's headers, as digits where it has none."""
+        return self._bulk.program_type.verdict(self.retval)
 
     @property
-    def ctx(self) -> BpfSockAddr:
+    def ctx_in(self) -> Any:
+        """The context as crafted, None where none was passed."""
+        return self._bulk.ctx_in[self.index]
+
+    @property
+    def ctx(self) -> Any:
         """The context after the run."""
         return self._bulk.ctx[self.index]
 
     @property
-    def dst(self) -> Endpoint:
-        """The address and port after the run."""
-        return self.ctx.user
+    def data(self) -> bytes:
+        """The data after the run; b"" for a type whose runs are made of contexts alone."""
+        return self._bulk.data[self.index] if self._bulk.data else b""
 
     @property
     def tail_calls(self) -> list[TailCall]:
@@ -90,22 +92,35 @@ class BulkResult(Sequence[BulkRun]):
         engine: by which engine they ran.
         native: whether the loop in C made them, rather than the one in Python.
         observed: whether somebody looked for tail calls.
-        ctx_in, ctx: arrays of contexts, before and after.
-        retval, duration_ns, verdict, error: arrays of one number a run.
+        ctx_in, ctx: contexts before and after: ctypes arrays where the runs are made of contexts.
+        data: what else came out of each run; empty where the runs are made of contexts alone.
+        retval, duration_ns, error: arrays of one number a run.
+        hook_error: what the hook hands to the system call, 0 or a negative errno, one a run.
     """
 
-    def __init__(self, program: str, engine: str, contexts: Any, storages: Sequence[Map]) -> None:
-        count = len(contexts)
-        self.program, self.engine, self.native, self.observed = program, engine, False, True
-        self.ctx_in = contexts
-        self.ctx = (BpfSockAddr * count)()
+    def __init__(self, program: Program, engine: str, inputs: Any, storages: Sequence[Map]) -> None:
+        count = len(inputs)
+        self.program, self.program_type = program.name, program.program_type
+        self.engine, self.native, self.observed = engine, False, True
+        self._run_class = program.run_class
+        self.ctx_in: Any
+        self.ctx: Any
+        self.data: list[bytes] = []
+        if isinstance(inputs, ctypes.Array):
+            self.ctx_in = inputs
+            self.ctx = type(inputs)()
+        else:
+            of_type = program.program_type
+            self.ctx_in = [None if r.ctx is None else of_type.decode_context(r.ctx) for r in inputs]
+            self.ctx = [None] * count
+            self.data = [b""] * count
         self.retval = (ctypes.c_uint32 * count)()
         self.duration_ns = (ctypes.c_uint32 * count)()
-        self.verdict = (ctypes.c_int32 * count)()
+        self.hook_error = (ctypes.c_int32 * count)()
         self.error = (ctypes.c_int32 * count)()
         self.calls: dict[int, Callable[[], list[TailCall]]] = {}
         self.blind_spots: list[str] = []
-        self._storages = {
+        self.storages = {
             s.name: (s, (ctypes.c_uint8 * (count * s.value_size))(), (ctypes.c_uint8 * count)())
             for s in storages
         }
@@ -115,13 +130,13 @@ class BulkResult(Sequence[BulkRun]):
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [BulkRun(self, i) for i in range(*index.indices(len(self)))]
+            return [self._run_class(self, i) for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
-        return BulkRun(self, index % len(self))
+        return self._run_class(self, index % len(self))
 
     def __iter__(self) -> Iterator[BulkRun]:
-        return (BulkRun(self, i) for i in range(len(self)))
+        return (self._run_class(self, i) for i in range(len(self)))
 
     def storage(self, index: int, name: str | None = None) -> Any:
         """Return the entry of run ``index`` in an sk_storage map, None if its socket had none.
@@ -129,11 +144,11 @@ class BulkResult(Sequence[BulkRun]):
         Raises:
             NotFoundError: the object has no such map.
         """
-        if name is None and len(self._storages) == 1:
-            name = next(iter(self._storages))
-        if name not in self._storages:
-            raise NotFoundError("read sk_storage map", name, sorted(self._storages))
-        store, values, present = self._storages[name]
+        if name is None and len(self.storages) == 1:
+            name = next(iter(self.storages))
+        if name not in self.storages:
+            raise NotFoundError("read sk_storage map", name, sorted(self.storages))
+        store, values, present = self.storages[name]
         if not present[index]:
             return None
         start = index * store.value_size
@@ -169,37 +184,41 @@ class BulkResult(Sequence[BulkRun]):
         return self
 
 
-def _as_array(program: Program, contexts: Any) -> Any:
+def _contexts(program: Program, inputs: Any) -> Any:
     """Return a ctypes array of contexts, without a copy when that is what was given."""
-    if isinstance(contexts, ctypes.Array) and contexts._type_ is BpfSockAddr:
-        return contexts
-    if isinstance(contexts, (bytes, bytearray, memoryview)):
-        count, rest = divmod(len(contexts), SOCK_ADDR_SIZE)
+    made_of = program.program_type.context
+    assert made_of is not None
+    if isinstance(inputs, ctypes.Array) and inputs._type_ is made_of:
+        return inputs
+    if isinstance(inputs, (bytes, bytearray, memoryview)):
+        size = ctypes.sizeof(made_of)
+        count, rest = divmod(len(inputs), size)
         if rest:
             raise FieldValueError(
-                f"run {program.name} many times: {len(contexts)} bytes are not a whole number of"
-                f" {SOCK_ADDR_SIZE}-byte contexts"
+                f"run {program.name} many times: {len(inputs)} bytes are not a whole number of"
+                f" {size}-byte contexts"
             )
-        return (BpfSockAddr * count).from_buffer_copy(contexts)
-    items = [c if isinstance(c, BpfSockAddr) else program.craft(c) for c in contexts]
-    return (BpfSockAddr * len(items)).from_buffer_copy(b"".join(map(bytes, items)))
+        return (made_of * count).from_buffer_copy(inputs)
+    items = [c if isinstance(c, made_of) else program.as_context(c) for c in inputs]
+    return (made_of * len(items)).from_buffer_copy(b"".join(map(bytes, items)))
 
 
 def run_many(
     program: Program,
-    contexts: Iterable[Any] | bytes,
+    inputs: Iterable[Any] | bytes,
     *,
     sock: socket.socket | None = None,
     fresh: bool | None = None,
     repeat: int = 1,
     observe: bool = True,
 ) -> BulkResult:
-    """Run a socket-address program once for each context.
+    """Run a program once for each input.
 
     Args:
         program: the program.
-        contexts: an array of :class:`BpfSockAddr` (no copy is made), bytes of whole contexts, or
-            any iterable of contexts and destinations ("10.96.0.1:80").
+        inputs: for a type whose runs are made of contexts an array of them (no copy is made), bytes
+            of whole contexts, or any iterable of contexts and of what the type makes one from, a
+            destination ("10.96.0.1:80") for a socket address. For others an iterable of packets.
         sock: one socket for all runs.
         fresh: a socket for each run, made here, so that its storage can be read; by default when
             the object has sk_storage maps. Otherwise the kernel makes them.
@@ -212,30 +231,39 @@ def run_many(
     """
     if repeat < 1:
         raise FieldValueError(f"run {program.name} many times: repeat is {repeat}, at least 1")
-    program.check_open()
-    session = program.session
-    storages, recorder = session.bulk_watches()
+    observation, of_type = program.observation, program.program_type
+    storages, recorder = observation.bulk_watches(of_type)
     engine = program.engine(observe=observe)
-    array = _as_array(program, contexts)
+    of_contexts = program.runs_on_contexts
+    given: Any = (
+        _contexts(program, inputs) if of_contexts else [program.as_request(i) for i in inputs]
+    )
     if fresh is None:
-        fresh = sock is None and bool(storages)
-    result = BulkResult(program.name, engine.name, array, storages)
-    native = _native.run_many() if engine.name == "testrun" else None
+        fresh = sock is None and bool(storages) and of_type.socket_fields is not None
+    result = BulkResult(program, engine.name, given, storages)
+    small = of_type.answer_size <= _native.ANSWER_SIZE
+    in_c = engine.is_test_run and of_contexts and small and not of_type.native
+    native = _native.run_many() if in_c else None
     with ExitStack() as stack:
         if observe:
-            stack.enter_context(session.observing())
-            session.before()
-            stack.callback(session.said)
+            stack.enter_context(observation.observing())
+            observation.before()
+            stack.callback(observation.said)
         else:
             recorder, result.observed = None, False
         if native is not None:
             result.native = True
             _loop_in_c(native, program, result, sock, fresh, repeat, recorder)
         else:
-            _loop_in_python(engine, program, result, sock, fresh, repeat, recorder)
-    result.blind_spots = session.blind_spots()
+            requests = (
+                (engines.Request(bytes(context)) for context in given)
+                if of_contexts
+                else iter(given)
+            )
+            _loop_in_python(engine, program, result, requests, sock, fresh, repeat, recorder)
+    result.blind_spots = observation.blind_spots()
     refused = sum(1 for error in result.error if error) if _any_set(result.error) else 0
-    session.remember(f"{program.name}: {len(result)} runs in bulk, {refused} refused")
+    observation.remember(f"{program.name}: {len(result)} runs in bulk, {refused} refused")
     return result
 
 
@@ -249,19 +277,25 @@ def _loop_in_c(
     recorder: CallRecorder | None,
 ) -> None:
     count = len(result)
-    stores = (_native.Storage * len(result._storages))()
-    for slot, (store, values, present) in zip(stores, result._storages.values(), strict=True):
+    stores = (_native.Storage * len(result.storages))()
+    for slot, (store, values, present) in zip(stores, result.storages.values(), strict=True):
         slot.map_fd, slot.value_size = store.fd, store.value_size
         slot.values, slot.present = ctypes.addressof(values), ctypes.addressof(present)
+    of_type = program.program_type
+    fields = of_type.socket_fields
     job = _native.Job(
         prog_fd=program.fd,
         repeat=repeat,
         count=count,
+        ctx_size=of_type.context_size,
+        answer_size=of_type.answer_size,
+        fd_offset=fields.fd if fields else -1,
+        made_of_offset=fields.made_of if fields else -1,
         ctx_in=ctypes.addressof(result.ctx_in),
         ctx_out=ctypes.addressof(result.ctx),
         retval=ctypes.addressof(result.retval),
         duration=ctypes.addressof(result.duration_ns),
-        verdict=ctypes.addressof(result.verdict),
+        verdict=ctypes.addressof(result.hook_error),
         error=ctypes.addressof(result.error),
         sock_fd=sock.fileno() if sock is not None else -1 if fresh else 0,
         storages=len(stores),
@@ -269,10 +303,10 @@ def _loop_in_c(
     )
     if recorder is not None:
         # the two stay referenced by these names until the loop is done
-        calls = (ctypes.c_uint8 * (_CALLS_ROOM * recorder.RECORD_SIZE))()
+        calls = (ctypes.c_uint8 * (_CALLS_ROOM * recorder.record_size))()
         call_count = (ctypes.c_uint32 * count)()
         job.recorder, job.recorder_room = recorder.address(), recorder.CAPACITY
-        job.record_size = recorder.RECORD_SIZE
+        job.record_size = recorder.record_size
         job.calls, job.calls_room = ctypes.addressof(calls), _CALLS_ROOM
         job.call_count = ctypes.addressof(call_count)
     position = 0
@@ -281,7 +315,7 @@ def _loop_in_c(
         if recorder is not None:
             _take_calls(program, result, recorder, calls, call_count, range(position, count))
             job.calls_used = 0
-        if reached < count and result.error[reached] == _EINTR:
+        if reached < count and result.error[reached] == errno.EINTR:
             raise KeyboardInterrupt(f"after {reached} of {count} runs of {program.name}")
         position = reached
 
@@ -307,8 +341,8 @@ def _take_calls(
     for index in runs:
         if not (n := call_count[index]):
             continue
-        end = start + n * recorder.RECORD_SIZE
-        result.calls[index] = program.session.calls_decoder(bytes(raw[start:end]))
+        end = start + n * recorder.record_size
+        result.calls[index] = program.observation.calls_decoder(recorder, bytes(raw[start:end]))
         call_count[index], start = 0, end
 
 
@@ -316,20 +350,27 @@ def _loop_in_python(
     engine: engines.Engine,
     program: Program,
     result: BulkResult,
+    requests: Iterator[engines.Request],
     sock: socket.socket | None,
     fresh: bool,
     repeat: int,
     recorder: CallRecorder | None,
 ) -> None:
-    from bpfunit.runs.program import socket_for
-
-    make: Callable[[BpfSockAddr], socket.socket | None] = socket_for if fresh else lambda _: None
-    with _ready(engine, program) as run:
-        for index, context in enumerate(result.ctx_in):
-            own = make(context) if sock is None else None
-            used = sock or own
+    with engine.prepared(program.ref) as run:
+        for index, request in enumerate(requests):
+            own = None
+            if fresh and sock is None:
+                own = program.program_type.resource(result.ctx_in[index])
+            used = sock or own or request.sock
             try:
-                outcome = run(engines.Request(bytes(context), used, repeat, fresh=own is not None))
+                outcome = run(
+                    request._replace(
+                        sock=used,
+                        repeat=repeat,
+                        fresh=own is not None,
+                        watch=program.observation if result.observed else None,
+                    )
+                )
             except SyscallError as error:
                 result.error[index] = error.errno or 0
             else:
@@ -340,28 +381,24 @@ def _loop_in_python(
                 if own is not None:
                     own.close()
             if recorder is not None and (records := recorder.take()):
-                result.calls[index] = program.session.calls_decoder(records)
-
-
-def _ready(
-    engine: engines.Engine, program: Program
-) -> AbstractContextManager[Callable[[engines.Request], engines.RawOutcome]]:
-    """Have what the engine sets up for a program stay for all runs, where it can."""
-    attached = getattr(engine, "attached", None)
-    return attached(program) if attached else nullcontext(partial(engine.run, program))
+                result.calls[index] = program.observation.calls_decoder(recorder, records)
 
 
 def _note(result: BulkResult, index: int, outcome: engines.RawOutcome) -> None:
-    ctypes.memmove(
-        ctypes.addressof(result.ctx) + index * SOCK_ADDR_SIZE, outcome.ctx, SOCK_ADDR_SIZE
-    )
-    result.retval[index] = outcome.retval
+    if isinstance(result.ctx, ctypes.Array):
+        size = result.program_type.context_size
+        raw = outcome.ctx[:size]
+        ctypes.memmove(ctypes.addressof(result.ctx) + index * size, raw, len(raw))
+    else:
+        result.ctx[index] = result.program_type.decode_context(outcome.ctx)
+        result.data[index] = outcome.data
+    result.retval[index] = outcome.retval & 0xFFFFFFFF
     result.duration_ns[index] = outcome.duration_ns or 0
-    result.verdict[index] = -outcome.errno
+    result.hook_error[index] = -outcome.errno
 
 
 def _note_storages(result: BulkResult, index: int, fd: int) -> None:
-    for store, values, present in result._storages.values():
+    for store, values, present in result.storages.values():
         raw = store.lookup(fd)
         present[index] = raw is not None
         if raw is not None:

@@ -7,8 +7,7 @@ from typing import Any
 
 from bpfunit.errors import BpfunitError
 from bpfunit.objects.maps import Map
-from bpfunit.progtypes.sock_addr import BpfSockAddr
-from bpfunit.runs.observation import Session
+from bpfunit.runs.observation import Observation
 from bpfunit.runs.result import Result
 
 _RUNS = 5  # the last runs decide; what came before rarely does
@@ -16,9 +15,9 @@ _ENTRIES = 40
 _CHAIN = 6
 
 
-def describe(session: Session) -> str:
+def describe(observation: Observation) -> str:
     """Return the maps that were set and the last runs of one object; "" when there was nothing."""
-    lines = [*_maps(session.maps.values()), *_runs(session)]
+    lines = [*_maps(observation.maps.values()), *_runs(observation)]
     return "\n".join(lines)
 
 
@@ -55,11 +54,11 @@ def _shown(ctype: Any, value: Any) -> str:
     return repr(value)
 
 
-def _runs(session: Session) -> Iterator[str]:
-    journal = list(session.journal)
+def _runs(observation: Observation) -> Iterator[str]:
+    journal = list(observation.journal)
     if not journal:
         return
-    more = f" (the last {_RUNS} of {session.runs})" if session.runs > _RUNS else ""
+    more = f" (the last {_RUNS} of {observation.runs})" if observation.runs > _RUNS else ""
     yield f"runs{more}:"
     for entry in journal[-_RUNS:]:
         if isinstance(entry, str):
@@ -75,10 +74,7 @@ def _run(result: Result) -> Iterator[str]:
         f"{f' ({result.retval_note})' if result.retval_note else ''}"
         f"{f', errno {result.errno}' if result.errno else ''}{duration}"
     )
-    if isinstance(result.ctx_in, BpfSockAddr):
-        verdict = "untouched" if result.untouched else "rewritten"
-        yield f"    context in:  {result.ctx_in!r}"
-        yield f"    context out: {result.ctx!r} ({verdict})"
+    yield from (f"    {line}" for line in result.describe())
     for name, value in (result.storages or {}).items():
         yield f"    storage {name}: {value!r}"
     yield from _explain_calls(result)
@@ -98,7 +94,7 @@ def _explain_calls(result: Result) -> Iterator[str]:
         return
     for call in calls[:_CHAIN]:
         came = f"entered {call.target}" if call.entered else "came back: empty slot or 33 calls"
-        context = f" with {call.ctx.user}" if call.ctx is not None else ""
+        context = f" with {call.shown}" if call.ctx is not None else ""
         yield f"    tail call {call.map}[{call.index}]{context}: {came}"
     if len(calls) > _CHAIN:
         yield f"    … {len(calls)} tail calls in all"

@@ -15,17 +15,18 @@ from bpfunit._sys.uapi import MapType
 from bpfunit.errors import BpfunitError
 from bpfunit.objects.logs import LogLine, PerfBuffers, RingBuffers, TraceReader
 from bpfunit.objects.maps import Map
+from bpfunit.progtypes.base import ProgramType
 from bpfunit.rewrite import ambient
 from bpfunit.runs.result import Result
 from bpfunit.tailcalls.tailcalls import CallRecorder, ProgArray, TailCall
 
 _KEPT = 20  # runs that a failing test's report can show
 
-_live: weakref.WeakValueDictionary[int, Session] = weakref.WeakValueDictionary()
+_live: weakref.WeakValueDictionary[int, Observation] = weakref.WeakValueDictionary()
 _serial = itertools.count()
 
 
-class Session:
+class Observation:
     """The observers of one object's runs; empty for a program that came as a descriptor.
 
     Args:
@@ -44,7 +45,8 @@ class Session:
         self._logs: dict[str, Any] = {}
         self._buffers: list[RingBuffers | PerfBuffers] = []
         self._trace: TraceReader | None = None
-        self._recorder: CallRecorder | None = None
+        self._traced = False
+        self._recorders: dict[int, CallRecorder] = {}
         self._observer: ambient.RunObserver | None = None
         self._events: dict[str, list[bytes]] = {}
         self._lines: list[str] = []
@@ -70,12 +72,21 @@ class Session:
         for one in self.maps.values():
             one.touched.clear()
 
-    def recorder(self) -> CallRecorder:
-        """Return the memory of spies and traced calls, made on first use."""
-        if self._recorder is None:
-            self._recorder = CallRecorder()
-            self._resources.callback(self._recorder.close)
-        return self._recorder
+    def recorder(self, program_type: ProgramType) -> CallRecorder:
+        """Return the memory of spies and traced calls of one type, made on first use.
+
+        A tail call stays within a type, and the types' contexts have different sizes.
+        """
+        found = self._recorders.get(program_type.number)
+        if found is None:
+            found = CallRecorder(program_type, traced=self._traced)
+            self._recorders[program_type.number] = found
+            self._resources.callback(found.close)
+        return found
+
+    def trace(self) -> None:
+        """Have every tail call recorded that is made by programs loaded from now on."""
+        self._traced = True
 
     def watch(self, maps: dict[str, Map], log_types: Mapping[str, Any] | None = None) -> None:
         """Look into those of an object's maps after each run that a run speaks through.
@@ -115,8 +126,8 @@ class Session:
         """Forget what was said and recorded since the last run: it is not of this one."""
         self.said()
         self._events, self._lines = {}, []
-        if self._recorder:
-            self._recorder.discard()
+        for recorder in self._recorders.values():
+            recorder.discard()
         self._observer = ambient.run_observer()
         if self._observer:
             self._observer.run_starts()
@@ -132,15 +143,14 @@ class Session:
 
     def after(self, result: Result, sock: socket.socket | None) -> None:
         """Fill a result with what can be observed, and remember it."""
-        if self._observer:
-            result.path = self._observer.run_ended()
         self.read_storages(result, sock)
-        if self._recorder:
-            records = self._recorder.take()
-            result.calls = (
-                _overflow(self._recorder) if self._recorder.lost else self.calls_decoder(records)
-            )
-        result.traced, result.blind_spots = self.traced, self.blind_spots()
+        result.path = self._observer.run_ended() if self._observer else None
+        result.calls = list
+        if recorder := self._recorders.get(result.program_type.number):
+            records = recorder.take()
+            lost = recorder.lost
+            result.calls = _overflow(recorder) if lost else self.calls_decoder(recorder, records)
+        result.traced, result.blind_spots = self._traced, self.blind_spots()
         result.events, result.printk = self.said()
         result.log = self._log_lines(result.events)
         self._events, self._lines = {}, []
@@ -163,9 +173,8 @@ class Session:
         raw = storage.lookup(fd)
         return None if raw is None else storage.decode_value(raw)
 
-    def calls_decoder(self, records: bytes) -> Callable[[], list[TailCall]]:
+    def calls_decoder(self, recorder: CallRecorder, records: bytes) -> Callable[[], list[TailCall]]:
         """Return what decodes the records of a run, with the slots as they are now."""
-        recorder = self.recorder()
         if not records:
             return list
         held = {array.name: array.names() for array in self._arrays}
@@ -185,18 +194,13 @@ class Session:
             for raw in records
         ]
 
-    @property
-    def traced(self) -> bool:
-        """Whether every tail call of the object's programs is recorded."""
-        return self._recorder is not None and self._recorder.traced
-
     def blind_spots(self) -> list[str]:
         """Return the slots whose entry nobody would see: real programs in an untraced object."""
-        return [] if self.traced else [s for array in self._arrays for s in array.real_slots()]
+        return [] if self._traced else [s for array in self._arrays for s in array.real_slots()]
 
-    def bulk_watches(self) -> tuple[list[Map], CallRecorder | None]:
+    def bulk_watches(self, program_type: ProgramType) -> tuple[list[Map], CallRecorder | None]:
         """Return what a bulk call collects after each run: storages, and the recorder if any."""
-        return self._storages, self._recorder
+        return self._storages, self._recorders.get(program_type.number)
 
     def close(self) -> None:
         """Release ring buffers, recorder and tracing instance."""
@@ -215,6 +219,6 @@ def _overflow(recorder: CallRecorder) -> Callable[[], list[TailCall]]:
     return refuse
 
 
-def live() -> list[Session]:
-    """Return the sessions of this process that someone still holds, oldest first."""
+def live() -> list[Observation]:
+    """Return the observations of this process that someone still holds, oldest first."""
     return [one for _, one in sorted(_live.items())]

@@ -1,25 +1,22 @@
-"""What one run did: return value, addresses, storage, tail calls and log lines."""
+"""What one run did: return value, context, storage, tail calls and log lines."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from bpfunit.errors import BpfunitError, NotFoundError
-from bpfunit.progtypes.sock_addr import BpfSockAddr
-from bpfunit.values.net import Endpoint
+from bpfunit.progtypes.base import ProgramRef, RawOutcome
 
 if TYPE_CHECKING:
     from bpfunit.objects.logs import LogLine
     from bpfunit.tailcalls.tailcalls import TailCall
 
-_ADDRESSES = 60  # the part of struct bpf_sock_addr in front of the socket pointer
-
-_OBSERVED = ("log", "events", "printk", "path")
+_CALLS = ("calls", "all_calls", "tail_calls", "tail_call_attempts")
+_OBSERVED = ("log", "events", "printk", "path", *_CALLS)
 
 KERNEL = os.uname().release
 
@@ -28,13 +25,12 @@ class NotObservedError(BpfunitError, AttributeError):
     """What only an observed run has was asked of one made with ``observe=False``."""
 
 
-@dataclass(repr=False)
 class Result:
-    """The outcome of :meth:`bpfunit.Program.run`.
+    """The outcome of :meth:`bpfunit.Program.run`; types that tell more have a subclass.
 
     Attributes:
         program: the program's name.
-        engine: by which engine it ran ("testrun", "connect").
+        engine: by which engine it ran ("testrun", "live", "both").
         kernel: the exact release it ran on.
         retval: what the program returned, negative where verdicts of its type can be (TC,
             raw_tracepoint, syscall, lwt).
@@ -43,7 +39,6 @@ class Result:
         errno: the error that the hook hands to the system call, 0 for none.
         duration_ns: nanoseconds per run; None where the engine has no clock around the program
             alone.
-        data: the packet after the run, packet programs only.
         ctx_in: the context as crafted, None when none was passed.
         log: lines from the object's log ring buffers, see :class:`bpfunit.LogLine`.
         events: raw records of every ring buffer and perf event array of the object, by map name;
@@ -52,24 +47,26 @@ class Result:
         path: the branches taken, where coverage observes the runs; its str is for people.
     """
 
-    program: str
-    engine: str
-    retval: int
-    errno: int
-    duration_ns: int | None
-    raw_ctx: bytes
-    ctx_in: Any
-    data: bytes = b""
-    retval_note: str = ""
-    kernel: str = KERNEL
-    log: list[LogLine] = field(default_factory=list)
-    events: dict[str, list[bytes]] = field(default_factory=dict)
-    printk: list[str] = field(default_factory=list)
-    path: Any = field(default_factory=lambda: None)
-    calls: Callable[[], list[TailCall]] = list
-    traced: bool = False
-    blind_spots: list[str] = field(default_factory=list)
+    kernel = KERNEL
+    # what the observation fills in after the run, and nothing does where nobody looked
+    log: list[LogLine]
+    events: dict[str, list[bytes]]
+    printk: list[str]
+    path: Any
+    calls: Callable[[], list[TailCall]]
+    traced = False
+    blind_spots: list[str] = []  # noqa: RUF012
     storages: dict[str, Any] | None = None
+
+    def __init__(
+        self, program: ProgramRef, engine: str, outcome: RawOutcome, ctx_in: Any = None
+    ) -> None:
+        self.program = program.name
+        self.program_type = program.type
+        self.engine = engine
+        self.outcome = outcome
+        self.ctx_in = ctx_in
+        self.retval_note = program.type.retval_note(program.attach_type)
 
     def __repr__(self) -> str:
         shown = [f"retval={self.retval}", f"ctx={self.ctx!r}", f"engine={self.engine!r}"]
@@ -78,51 +75,67 @@ class Result:
         shown += [f"log={log}"] if (log := self.__dict__.get("log")) else []
         return f"<run of {self.program}: {', '.join(shown)}>"
 
-    def unobserved(self) -> Result:
-        """Have every question for what nobody observed raise, and return the result."""
-        for name in _OBSERVED:
-            del self.__dict__[name]
-        self.calls = lambda: self.__getattr__("tail_calls")
-        return self
-
     def __getattr__(self, name: str) -> Any:
-        if name not in (*_OBSERVED, "tail_calls"):
+        # only reached for what is not there
+        if name not in _OBSERVED:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        asked = "tail_calls" if name in _CALLS else name
         raise NotObservedError(
-            f"read {name} of {self.program}: the run was made with observe=False, so that others"
+            f"read {asked} of {self.program}: the run was made with observe=False, so that others"
             " could run at the same time, and nobody looked"
         )
 
     @property
+    def retval(self) -> int:
+        """What the program returned, negative where verdicts of its type can be."""
+        return self.outcome.retval
+
+    @property
+    def errno(self) -> int:
+        """The error that the hook hands to the system call, 0 for none."""
+        return self.outcome.errno
+
+    @property
+    def duration_ns(self) -> int | None:
+        """Nanoseconds per run; None where the engine has no clock around the program alone."""
+        return self.outcome.duration_ns
+
+    @property
+    def verdict(self) -> str:
+        """The return value by its name in the kernel's headers, as digits where it has none."""
+        return self.program_type.verdict(self.retval)
+
+    @property
+    def raw_ctx(self) -> bytes:
+        """The bytes of the context after the run; b"" when none was passed."""
+        return self.outcome.ctx
+
+    @cached_property
     def ctx(self) -> Any:
         """The whole context after the run, of the type that the crafted one had."""
-        kind = type(self.ctx_in)
-        if issubclass(kind, ctypes.Structure):
-            return kind.from_buffer_copy(self.raw_ctx.ljust(ctypes.sizeof(kind), b"\0"))
+        made_of = type(self.ctx_in)
+        if issubclass(made_of, ctypes.Structure):
+            return made_of.from_buffer_copy(self.raw_ctx.ljust(ctypes.sizeof(made_of), b"\0"))
         return self.raw_ctx
-
-    def _sock_addr(self) -> BpfSockAddr:
-        context = self.ctx
-        if not isinstance(context, BpfSockAddr):
-            raise BpfunitError(
-                f"read the address of {self.program}: only cgroup_sock_addr programs have one"
-            )
-        return context
-
-    @property
-    def dst(self) -> Endpoint:
-        """The address and port that the program may rewrite, after the run."""
-        return self._sock_addr().user
-
-    @property
-    def src(self) -> Endpoint:
-        """The source address of a sendmsg context after the run; its port reads 0."""
-        return self._sock_addr().source
 
     @property
     def untouched(self) -> bool:
-        """Whether every address, port and socket field is as it was crafted."""
-        return self.raw_ctx[:_ADDRESSES] == bytes(self.ctx_in)[:_ADDRESSES]
+        """Whether everything that the program could change in the context is as it was crafted.
+
+        Raises:
+            BpfunitError: it ran without a context.
+        """
+        if self.ctx_in is None:
+            raise BpfunitError(f"compare the context of {self.program}: it ran without one")
+        end = self.program_type.compared
+        return self.raw_ctx[:end] == bytes(self.ctx_in)[:end]
+
+    def describe(self) -> list[str]:
+        """Return what went in and came out as lines for the report of a failing test."""
+        if self.ctx_in is None:
+            return []
+        verdict = "untouched" if self.untouched else "rewritten"
+        return [f"context in:  {self.ctx_in!r}", f"context out: {self.ctx!r} ({verdict})"]
 
     def storage(self, name: str | None = None) -> Any:
         """Return this socket's entry of an sk_storage map right after the run, None if it has none.

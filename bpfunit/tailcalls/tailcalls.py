@@ -9,37 +9,27 @@ when the call failed (nothing in the slot, or the kernel's bound of 33 reached).
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from bpfunit._sys import bpf
-from bpfunit._sys.uapi import AttachType, ProgType
 from bpfunit.errors import BpfunitError
 from bpfunit.objects.maps import Map
-from bpfunit.progtypes.sock_addr import HOOKS, SOCK_ADDR_SIZE, BpfSockAddr
+from bpfunit.progtypes.base import ProgramRef, ProgramType, type_of
 from bpfunit.rewrite import insn as i
 from bpfunit.rewrite.code import ProgramCode, Unreached
 from bpfunit.rewrite.insn import Insn
 from bpfunit.rewrite.patcher import Patcher
 from bpfunit.rewrite.valuemap import ValueMap
 
-if TYPE_CHECKING:
-    from bpfunit.runs.program import Program
-
 _CAPACITY = 128  # records of one run; the kernel allows 33 tail calls, each is at most two records
 _HEADER = 8  # how many records were written, u64
-_RECORD = 8 + SOCK_ADDR_SIZE  # {u32 tag; u32 index; context}
+_LEAD = 8  # a record is {u32 tag; u32 index; context}
 _MISSED = 0  # the tag of «the call before this came back»
-
-# 32-bit fields that any cgroup_sock_addr program may read (sock_addr_is_valid_access in
-# net/core/filter.c): user_family, user_port, family, type, protocol
-_COMMON_FIELDS = (0, 24, 28, 32, 36)
-
-# BPF_CGROUP_UNIX_CONNECT to BPF_CGROUP_UNIX_GETSOCKNAME, uapi linux/bpf.h of 6.7
-_UNIX = range(49, 54)
 
 # (array's name or descriptor, index) -> (array's name, what the slot holds)
 Resolve = Callable[["str | int", int], "tuple[str, str | None]"]
@@ -53,8 +43,8 @@ class TailCall:
         map: the program array.
         index: the slot.
         target: what the slot held: a program's name, "spy", or None for an empty slot.
-        ctx: the context that the target saw; None for other types than ``cgroup_sock_addr``, whose
-            context is not recorded.
+        ctx: the context that the target saw, as far as programs of its type may read it; None where
+            the type's context is not described.
         entered: False when the call came back: empty slot, or the kernel's bound of 33 reached.
         traced: whether tracing saw it, rather than a spy.
     """
@@ -62,89 +52,83 @@ class TailCall:
     map: str
     index: int
     target: str | None
-    ctx: BpfSockAddr | None
+    ctx: Any
     entered: bool = True
     traced: bool = False
 
-
-def _readable_fields(program: str, attach_type: int) -> Sequence[int]:
-    """Return the fields of a ``cgroup_sock_addr`` program's context that it may read.
-
-    Raises:
-        BpfunitError: the attach type is none of that program type: the context would look empty.
-    """
-    hook = HOOKS.get(attach_type)
-    if attach_type in _UNIX:
-        return _COMMON_FIELDS  # their address is not in the context
-    if hook is None:
-        raise BpfunitError(
-            f"record the context of {program}: attach type {attach_type} is none that bpfunit "
-            "knows of a cgroup_sock_addr program"
-        )
-    six = AttachType(attach_type).name.partition("_")[2][:5].endswith(("6", "6_"))
-    user = (8, 12, 16, 20) if six else (4,)
-    source: Sequence[int] = ()
-    if hook.has_source:
-        source = (44, 48, 52, 56) if six else (40,)
-    return (*_COMMON_FIELDS, *user, *source)
+    @property
+    def shown(self) -> str:
+        """The context as text for a report."""
+        user = getattr(self.ctx, "user", None)
+        return str(user) if user is not None else repr(self.ctx)
 
 
-def _append_record(fd: int, tag: int, fields: Sequence[int], *, index: bool) -> list[Insn]:
-    """Append one record, with r1 the context and r3 the index; r0, r4 and r5 are used up.
+class Loaded(Protocol):
+    """Whatever stands for a loaded program."""
 
-    Those three are free in front of a ``bpf_tail_call``, which takes r1 to r3 and clobbers the
-    rest.
-    """
-    fill = [
-        i.alu_imm(i.MUL, 5, _RECORD),
-        i.alu_reg(i.ADD, 4, 5),
-        i.store_imm(4, 4, _HEADER, tag),
-    ]
-    if index:
-        fill.append(i.store(4, 4, _HEADER + 4, 3))
-    for offset in range(0, SOCK_ADDR_SIZE, 4):
-        place = _HEADER + 8 + offset
-        if offset in fields:
-            fill += [i.load(4, 0, 1, offset), i.store(4, 4, place, 0)]
-        else:
-            # the memory may hold an earlier record, of a program that could read this field
-            fill.append(i.store_imm(4, 4, place, 0))
-    return [
-        *i.load_map_value(4, fd, 0),
-        i.load(8, 5, 4, 0),
-        i.mov_reg(0, 5),
-        i.alu_imm(i.ADD, 0, 1),
-        i.store(8, 4, 0, 0),
-        i.branch_imm(i.JGE, 5, _CAPACITY, len(fill)),
-        *fill,
-    ]
+    @property
+    def ref(self) -> ProgramRef:
+        """The program."""
+        ...
 
 
 class CallRecorder:
-    """The memory that spies and traced calls write to, shared by all of one object."""
+    """The memory that spies and traced calls of one program type write to, one for each object.
 
-    CAPACITY, RECORD_SIZE = _CAPACITY, _RECORD
+    Args:
+        program_type: the type, whose context is in each record.
+        traced: whether every tail call is recorded, so that spies need not.
+    """
 
-    def __init__(self) -> None:
-        self._map = ValueMap("bpfunit_calls", _HEADER + _CAPACITY * _RECORD)
-        # by tag: a map's name or its descriptor, and whether its records hold a context
-        self._tags: list[tuple[str | int, bool]] = [("(missed)", False)]
-        self.traced = False
+    CAPACITY = _CAPACITY
+
+    def __init__(self, program_type: ProgramType, *, traced: bool = False) -> None:
+        self._type, self.traced = program_type, traced
         self.lost = 0
+        self.record_size = _LEAD + program_type.context_size
+        self._map = ValueMap("bpfunit_calls", _HEADER + _CAPACITY * self.record_size)
+        self._tags: list[str | int] = ["(missed)"]  # by tag: a map's name, or its descriptor
 
-    @property
-    def fd(self) -> int:
-        """The descriptor of the map."""
-        return self._map.fd
+    def code(self, attach_type: int, where: str | int | None, *, index: bool = True) -> list[Insn]:
+        """Return code that appends a record; r1 is the context, r3 the index; r0, r4, r5 are used.
 
-    def tag(self, where: str | int, *, context: bool) -> int:
-        """Return a number for records about a program array.
+        Those three are free in front of a ``bpf_tail_call``, which takes r1 to r3 and clobbers the
+        rest.
 
         Args:
-            where: the array's name, or its descriptor.
-            context: whether the records hold a context.
+            attach_type: of the program that the code is for.
+            where: the program array, by name or descriptor; None for «the call before came back».
+            index: whether r3 is the index.
         """
-        self._tags.append((where, context))
+        fields = self._type.readable_words(attach_type) if where is not None else ()
+        tag = _MISSED if where is None else self._tag(where)
+        fill = [
+            i.alu_imm(i.MUL, 5, self.record_size),
+            i.alu_reg(i.ADD, 4, 5),
+            i.store_imm(4, 4, _HEADER, tag),
+        ]
+        if index:
+            fill.append(i.store(4, 4, _HEADER + 4, 3))
+        for offset in range(0, self.record_size - _LEAD, 4):
+            place = _HEADER + _LEAD + offset
+            if offset in fields:
+                fill += [i.load(4, 0, 1, offset), i.store(4, 4, place, 0)]
+            else:
+                # the memory may hold an earlier record, of a program that could read this field
+                fill.append(i.store_imm(4, 4, place, 0))
+        return [
+            *i.load_map_value(4, self._map.fd, 0),
+            i.load(8, 5, 4, 0),
+            i.mov_reg(0, 5),
+            i.alu_imm(i.ADD, 0, 1),
+            i.store(8, 4, 0, 0),
+            i.branch_imm(i.JGE, 5, _CAPACITY, len(fill)),
+            *fill,
+        ]
+
+    def _tag(self, where: str | int) -> int:
+        """Return a number for records about this program array (name, or descriptor)."""
+        self._tags.append(where)
         return len(self._tags) - 1
 
     def take(self) -> bytes:
@@ -155,7 +139,7 @@ class CallRecorder:
         if not count:
             return b""
         memory[:_HEADER] = bytes(_HEADER)
-        return memory[_HEADER : _HEADER + min(count, _CAPACITY) * _RECORD]
+        return memory[_HEADER : _HEADER + min(count, _CAPACITY) * self.record_size]
 
     def decode(self, records: bytes, resolve: Resolve) -> list[TailCall]:
         """Read the records of one run, in order.
@@ -165,16 +149,14 @@ class CallRecorder:
             resolve: tells, of an array and an index, the array's name and what its slot held.
         """
         calls: list[TailCall] = []
-        for start in range(0, len(records), _RECORD):
+        for start in range(0, len(records), self.record_size):
             tag, index = struct.unpack_from("=II", records, start)
             if tag == _MISSED:
                 calls[-1] = replace(calls[-1], entered=False)
                 continue
-            where, has_context = self._tags[tag]
-            name, target = resolve(where, index)
-            context = None
-            if has_context:
-                context = BpfSockAddr.from_buffer_copy(records[start + 8 : start + _RECORD])
+            name, target = resolve(self._tags[tag], index)
+            raw = records[start + _LEAD : start + self.record_size]
+            context = self._type.decode_context(raw) if raw else None
             calls.append(TailCall(name, index, target, context, True, self.traced))
         return calls
 
@@ -194,9 +176,8 @@ class CallRecorder:
 class CallTracer:
     """An instrumentation pass that records every ``bpf_tail_call``; see the module's docstring."""
 
-    def __init__(self, recorder: CallRecorder) -> None:
+    def __init__(self, recorder: Callable[[ProgramType], CallRecorder]) -> None:
         self._recorder = recorder
-        recorder.traced = True
 
     def rewrite(self, program: ProgramCode) -> None:
         """Put a record in front of each tail call of ``program`` and one on its way back."""
@@ -207,14 +188,12 @@ class CallTracer:
         ]
         if not calls:
             return
-        sock_addr = program.prog_type == ProgType.CGROUP_SOCK_ADDR
-        fields = _readable_fields(program.name, program.attach_type) if sock_addr else ()
+        recorder = self._recorder(type_of(program.prog_type))
         patcher = Patcher(program.flow())
         for n in calls:
-            tag = self._recorder.tag(_array_of(program.insns, n), context=sock_addr)
-            fd = self._recorder.fd
-            patcher.before(n, _append_record(fd, tag, fields, index=True))
-            patcher.on_fallthrough(n, _append_record(fd, _MISSED, (), index=False))
+            where = _array_of(program.insns, n)
+            patcher.before(n, recorder.code(program.attach_type, where))
+            patcher.on_fallthrough(n, recorder.code(program.attach_type, None, index=False))
         program.apply(patcher)
 
     def loaded(self, unreached: Mapping[str, Unreached]) -> None:
@@ -276,12 +255,12 @@ class ProgArray(Map):
     of a program that someone else put.
     """
 
-    recorder: Callable[[], CallRecorder]
+    recorder: Callable[[ProgramType], CallRecorder]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.contents: dict[int, Any] = {}
-        self.users: list[Program] = []  # programs of the object that refer to this array
+        self.users: list[ProgramRef] = []  # programs of the object that refer to this array
         self.spies: list[Spy] = []
 
     def put(self, key: Any, value: Any, flags: int = 0) -> None:
@@ -308,7 +287,7 @@ class ProgArray(Map):
             f"{self.name}[{n}]" for n, held in self.contents.items() if not isinstance(held, Spy)
         ]
 
-    def spy(self, index: int, *, returns: int = 1, like: Program | None = None) -> Spy:
+    def spy(self, index: int, *, returns: int = 1, like: Loaded | None = None) -> Spy:
         """Put a recording program into a slot and return it.
 
         Args:
@@ -320,23 +299,22 @@ class ProgArray(Map):
         Raises:
             BpfunitError: no program refers to the array and ``like`` is not given.
         """
-        model = like or next(iter(self.users), None)
+        model = like.ref if like is not None else next(iter(self.users), None)
         if model is None:
             raise BpfunitError(
                 f"spy on {self.name}[{index}]: no program of the object refers to the array;"
                 " say like=program"
             )
-        recorder = self.recorder()
-        sock_addr = model.type == ProgType.CGROUP_SOCK_ADDR
-        fields = _readable_fields(model.name, model.attach_type) if sock_addr else ()
+        recorder = self.recorder(model.type)
         code = [i.mov_imm(3, index)]
         if not recorder.traced:  # a traced call has its record already
-            tag = recorder.tag(self.name, context=sock_addr)
-            code += _append_record(recorder.fd, tag, fields, index=True)
+            code += recorder.code(model.attach_type, self.name)
         code += [i.mov_imm(0, returns), i.exit_()]
-        fd, log = bpf.prog_load("bpfunit_spy", model.type, model.attach_type, i.encode(code))
+        fd, log = bpf.prog_load("bpfunit_spy", model.type.number, model.attach_type, i.encode(code))
         if fd < 0:
-            raise BpfunitError(f"load spy for {self.name}[{index}]: errno {-fd}\n{log}")
+            raise BpfunitError(
+                f"load spy for {self.name}[{index}]: {errno.errorcode.get(-fd, -fd)}\n{log}"
+            )
         spy = Spy(self, index, fd)
         try:
             self[index] = spy

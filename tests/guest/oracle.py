@@ -18,11 +18,11 @@ from dataclasses import dataclass, fields, replace
 import bpfunit
 from bpfunit import engines
 from bpfunit.engines import NotApplicableError, RawOutcome, Request
-from bpfunit.engines.live import ConnectEngine, arrange
-from bpfunit.engines.live.crafted import Crafted, words_of
+from bpfunit.engines.live import LiveEngine
 from bpfunit.errors import SyscallError
 from bpfunit.netns import NetworkNamespace
-from bpfunit.progtypes.sock_addr import BpfSockAddr
+from bpfunit.progtypes.sock_addr import BpfSockAddr, arrange
+from bpfunit.progtypes.sock_addr.crafted import Crafted, words_of
 
 _FIRST = bytes(4)  # the key of the only entry of an array
 STREAM, DGRAM, RAW = socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW
@@ -152,12 +152,12 @@ class Bench:
         self._maps, self._namespaces = oracle.maps, namespaces
         self._stack = ExitStack()
         crafted = engines.get("testrun")
-        self._run = {"testrun": lambda request: crafted.run(self.program, request)}
+        self._run = {"testrun": lambda request: crafted.run(self.program.ref, request)}
 
     def __enter__(self) -> Bench:
         real = engines.get("connect")
-        assert isinstance(real, ConnectEngine)
-        self._run["connect"] = self._stack.enter_context(real.attached(self.program))
+        assert isinstance(real, LiveEngine)
+        self._run["connect"] = self._stack.enter_context(real.prepared(self.program.ref))
         return self
 
     def __exit__(self, *_exc: object) -> None:

@@ -8,8 +8,7 @@ import pytest
 
 import bpfunit
 from bpfunit import Object, ip, port
-from bpfunit.runs import explain
-from bpfunit.runs import observation as session
+from bpfunit.runs import explain, observation
 
 from ..objects import compiled
 
@@ -34,7 +33,7 @@ def route(obj: Object) -> None:
 def test_report_tells_maps_contexts_storage_calls_and_log(obj: Object) -> None:
     route(obj)
     obj.programs.redirect4.run("10.96.0.1:80")
-    text = explain.describe(obj.session)
+    text = explain.describe(obj.observation)
     assert 'routes[route_key(addr=ip("10.96.0.1"))] = route_value(addr=ip("10.244.0.5")' in text
     assert "context in:  BpfSockAddr(user=10.96.0.1:80" in text
     assert "context out: BpfSockAddr(user=10.244.0.5:8080" in text
@@ -47,13 +46,13 @@ def test_report_tells_maps_contexts_storage_calls_and_log(obj: Object) -> None:
 def test_report_names_runs_that_were_refused(obj: Object) -> None:
     with pytest.raises(bpfunit.SyscallError):
         obj.programs.redirect4.run(ctx=None)
-    assert "refused: redirect4(None): run redirect4: EINVAL" in explain.describe(obj.session)
+    assert "refused: redirect4(None): run redirect4: EINVAL" in explain.describe(obj.observation)
 
 
 def test_report_keeps_the_last_runs_and_says_how_many_there_were(obj: Object) -> None:
     for number in range(1, 31):
         obj.programs.redirect4.run(f"10.96.0.9:{number}")
-    text = explain.describe(obj.session)
+    text = explain.describe(obj.observation)
     assert "runs (the last 5 of 30):" in text
     assert "user=10.96.0.9:30" in text
     assert "user=10.96.0.9:25" not in text
@@ -62,9 +61,9 @@ def test_report_keeps_the_last_runs_and_says_how_many_there_were(obj: Object) ->
 def test_what_an_earlier_test_did_is_forgotten(obj: Object) -> None:
     route(obj)
     obj.programs.redirect4.run("10.96.0.1:80")
-    assert obj.session in session.live()
-    obj.session.forget()
-    assert explain.describe(obj.session) == ""
+    assert obj.observation in observation.live()
+    obj.observation.forget()
+    assert explain.describe(obj.observation) == ""
 
 
 def test_result_prints_what_matters(obj: Object) -> None:

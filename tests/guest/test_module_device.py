@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from bpfunit._sys.cgroup import Cgroup
 from bpfunit._sys.uapi import AttachType, ProgType
-from bpfunit.engines.live.cgroup import Cgroup
 from bpfunit.rewrite import insn as asm
 from bpfunit.rewrite.insn import Insn
 

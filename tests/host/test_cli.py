@@ -36,7 +36,7 @@ char LICENSE[] SEC("license") = "GPL";
 SEC("cgroup/connect4") int dial(struct bpf_sock_addr *ctx) { return 1; }
 SEC("cgroup/connect6") int dial6(struct bpf_sock_addr *ctx) { return 1; }
 SEC("xdp") int filter(struct xdp_md *ctx) { return XDP_PASS; }
-SEC("socket") int other(struct __sk_buff *skb) { return 0; }
+SEC("perf_event") int other(void *ctx) { return 0; }
 """
 
 

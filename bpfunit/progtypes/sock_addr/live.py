@@ -1,8 +1,7 @@
-"""The engine that attaches the program and makes the real call."""
+"""How the engine live runs socket-address programs: attached to a cgroup, on the way of a call."""
 
 from __future__ import annotations
 
-import atexit
 import errno
 import os
 import socket
@@ -11,54 +10,35 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
 
-from bpfunit._sys.uapi import ProgType
-from bpfunit.engines import NotApplicableError, RawOutcome, Request
-from bpfunit.engines.live import arrange
-from bpfunit.engines.live.calls import CALLS, Case
-from bpfunit.engines.live.cgroup import Cgroup
-from bpfunit.engines.live.crafted import Crafted, context_bytes, words_of
-from bpfunit.engines.live.probes import ALWAYS_PROCEED, Probes, Sighting
+from bpfunit._sys.cgroup import Cgroup
+from bpfunit.engines import NotApplicableError, ProgramRef, RawOutcome, Request
 from bpfunit.errors import BpfunitError, SyscallError
-from bpfunit.progtypes.sock_addr import HOOKS, SOCK_ADDR_SIZE
-
-if TYPE_CHECKING:
-    from bpfunit.runs.program import Program
+from bpfunit.progtypes.sock_addr import arrange
+from bpfunit.progtypes.sock_addr.calls import CALLS, Case
+from bpfunit.progtypes.sock_addr.context import HOOKS, SOCK_ADDR_SIZE
+from bpfunit.progtypes.sock_addr.crafted import Crafted, context_bytes, words_of
+from bpfunit.progtypes.sock_addr.probes import ALWAYS_PROCEED, Probes, Sighting
 
 _SO_COOKIE = 57  # include/uapi/asm-generic/socket.h, since Linux 4.12
 
 
-class ConnectEngine:
-    """Runs a program where it lives: attached to a cgroup, on the way of a real call.
+class SockAddrCalls:
+    """The calls behind the hooks of socket-address programs, with what observes them.
 
-    The process enters a cgroup of its own as the engine is made, since a socket belongs for life to
-    the cgroup that its maker was in. Programs are attached there for the time of a run only.
+    Args:
+        cgroup: the one that the process's sockets belong to.
     """
 
-    name = "connect"
-
-    def __init__(self) -> None:
+    def __init__(self, cgroup: Cgroup) -> None:
         # the observers and their record are one an attach type, the cgroup is one for all
         self._lock = threading.RLock()
-        self._cgroup = Cgroup()
-        atexit.register(self.close)
-        self._cgroup.enter()
+        self._cgroup = cgroup
         # all at once, so that whoever counts open descriptors around a test finds no new ones
         self._probes = {attach_type: Probes(attach_type) for attach_type in HOOKS}
 
-    def run(self, program: Program, request: Request) -> RawOutcome:
-        """Run ``program`` by a real call; see :class:`bpfunit.engines.Engine`.
-
-        Raises:
-            NotApplicableError: no real call shows the program the crafted context.
-            SyscallError: the kernel refused to attach the program.
-        """
-        with self.attached(program) as run:
-            return run(request)
-
     @contextmanager
-    def attached(self, program: Program) -> Iterator[Callable[[Request], RawOutcome]]:
+    def attached(self, program: ProgramRef) -> Iterator[Callable[[Request], RawOutcome]]:
         """Keep a program attached within the block; yield what runs one request by a real call.
 
         This is the quick way to many runs: attaching takes the kernel longer than a call does.
@@ -66,19 +46,20 @@ class ConnectEngine:
         wait.
 
         Raises:
-            NotApplicableError: the program is of another type, or its return value cannot be seen.
+            NotApplicableError: the attach type is no INET one, or nothing shows the program's
+                return value.
+            SyscallError: the kernel refused to attach the program.
         """
-        hook = HOOKS.get(program.attach_type)
-        if program.type != ProgType.CGROUP_SOCK_ADDR or hook is None:
+        if program.attach_type not in HOOKS:
             raise NotApplicableError(
-                f"run {program.name} on the engine connect: it runs INET cgroup_sock_addr programs"
-                " only; use the engine testrun"
+                f"run {program.name} on the engine live: it runs cgroup_sock_addr programs of the"
+                " INET attach types only; use the engine testrun"
             )
         probes = self._probes[program.attach_type]
         with self._lock, probes.watching_exit(program.fd) as exit_seen:
             if not (exit_seen or probes.with_retval or program.attach_type in ALWAYS_PROCEED):
                 raise NotApplicableError(
-                    f"run {program.name} on the engine connect: nothing on this kernel shows the"
+                    f"run {program.name} on the engine live: nothing on this kernel shows the"
                     " return value of a program without BTF; build it with -g, or use Linux 5.18"
                 )
             fds = (probes.before, program.fd, probes.behind)
@@ -86,10 +67,9 @@ class ConnectEngine:
                 yield lambda request: _run_one(program, request, probes, attachment)
 
     def close(self) -> None:
-        """Unload the observers and leave and remove the cgroup."""
+        """Unload the observers."""
         while self._probes:
             self._probes.popitem()[1].close()
-        self._cgroup.close()
 
 
 class _Attachment:
@@ -121,7 +101,7 @@ class _Attachment:
 
 
 def _run_one(
-    program: Program, request: Request, probes: Probes, attachment: _Attachment
+    program: ProgramRef, request: Request, probes: Probes, attachment: _Attachment
 ) -> RawOutcome:
     """Make the calls of one request and put together what was seen."""
     context = _complete(program, request)
@@ -167,9 +147,9 @@ def _call(case: Case, probes: Probes, attachment: _Attachment) -> Sighting:
     return sighting
 
 
-def _complete(program: Program, request: Request) -> bytes:
+def _complete(program: ProgramRef, request: Request) -> bytes:
     """Return the context at its full size, or refuse what only a crafted request can be."""
-    refuse = f"run {program.name} on the engine connect"
+    refuse = f"run {program.name} on the engine live"
     if request.ctx is None:
         raise NotApplicableError(f"{refuse}: a real call never comes without a context")
     if request.data is not None or request.flags:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 from bpfunit import netns
 from bpfunit._sys import sockets
-from bpfunit.engines.live.crafted import Crafted
+from bpfunit.progtypes.sock_addr.crafted import Crafted
 
 _TCP_REPAIR = 19
 _IP_FREEBIND, _IP_BIND_ADDRESS_NO_PORT = 15, 24
@@ -32,11 +32,6 @@ _UNSPEC = struct.pack("=H14x", socket.AF_UNSPEC)
 def disconnect(sock: socket.socket) -> None:
     """Undo a connect: the socket has no peer and may connect anew (connect(2), AF_UNSPEC)."""
     sockets.connect(sock.fileno(), _UNSPEC)
-
-
-def _protocol(sock: socket.socket) -> int:
-    # socket.proto is what the socket was asked for, 0 for the default of its type
-    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL)
 
 
 # ---- a datagram from anywhere ----
@@ -83,7 +78,7 @@ def queue_datagram(crafted: Crafted, sock: socket.socket) -> None:
     Raises:
         NotApplicableError: no such datagram can reach this socket.
     """
-    protocol = _protocol(sock)
+    protocol = sockets.protocol(sock)
     if protocol not in _UDP_LIKE:
         raise crafted.refuse("only a UDP socket can be sent a datagram from any source")
     if select.select([sock], [], [], 0)[0]:
@@ -149,7 +144,7 @@ def connected(crafted: Crafted, sock: socket.socket, ours: bool) -> Iterator[Non
         yield
         return
     repair = sock.type == socket.SOCK_STREAM
-    if repair and _protocol(sock) != socket.IPPROTO_TCP:
+    if repair and sockets.protocol(sock) != socket.IPPROTO_TCP:
         raise crafted.refuse("of stream sockets only TCP can have a peer that does not answer")
     host = crafted.address[12:] if crafted.address[:12] == _MAPPED else crafted.address
     with netns.of_socket(sock), route(host):

@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 from bpfunit._sys import sockets
-from bpfunit.engines.live import arrange
-from bpfunit.engines.live.crafted import Crafted
+from bpfunit.progtypes.sock_addr import arrange
+from bpfunit.progtypes.sock_addr.crafted import Crafted
 
 _IP_PKTINFO, _IPV6_PKTINFO, _IPV6_FREEBIND = 8, 50, 78
 _DONTWAIT = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL

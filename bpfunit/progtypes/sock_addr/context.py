@@ -12,15 +12,11 @@ from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
 
 from bpfunit._sys.uapi import AttachType
-from bpfunit.errors import BpfunitError
+from bpfunit.progtypes.base import ContextError
 from bpfunit.values.net import Endpoint, EndpointLike, port
 from bpfunit.values.records import StructRecord, array_type
 
 SOCK_ADDR_SIZE = 72  # sizeof(struct bpf_sock_addr) since Linux 5.3, which added the sk pointer
-
-
-class ContextError(BpfunitError, ValueError):
-    """A context that the program's attach type cannot meet on a live system."""
 
 
 class BpfSockAddr(StructRecord):

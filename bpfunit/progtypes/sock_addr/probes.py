@@ -15,7 +15,6 @@ import contextlib
 import ctypes
 import mmap
 import os
-import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +22,8 @@ from dataclasses import dataclass
 from bpfunit._sys import bpf, uapi
 from bpfunit._sys.uapi import AttachType, Cmd, MapType, ProgType
 from bpfunit.errors import BpfunitError, SyscallError
-from bpfunit.progtypes.sock_addr import HOOKS
+from bpfunit.progtypes.sock_addr.context import HOOKS
+from bpfunit.progtypes.sock_addr.program import SOCK_ADDR
 from bpfunit.rewrite import insn as asm
 from bpfunit.rewrite.insn import Insn
 
@@ -34,33 +34,8 @@ ALWAYS_PROCEED = frozenset(
     if hook.kind in ("recvmsg", "getpeername", "getsockname")
 )
 
-# struct bpf_sock_addr as 32-bit words: index of the first word and number of words of each field.
+# struct bpf_sock_addr in front of the socket pointer, in 32-bit words
 WORDS = 15
-FIELDS = {
-    "user_family": (0, 1),
-    "user_ip4": (1, 1),
-    "user_ip6": (2, 4),
-    "user_port": (6, 1),
-    "family": (7, 1),
-    "type": (8, 1),
-    "protocol": (9, 1),
-    "msg_src_ip4": (10, 1),
-    "msg_src_ip6": (11, 4),
-}
-
-
-def readable_fields(attach_type: int) -> list[str]:
-    """Return the context fields that a program of this attach type may read.
-
-    Source: ``sock_addr_is_valid_access()`` in the kernel's ``net/core/filter.c``.
-    """
-    hook = HOOKS[attach_type]
-    version = 4 if hook.family == socket.AF_INET else 6
-    fields = ["user_family", f"user_ip{version}", "user_port", "family", "type", "protocol"]
-    if hook.has_source:
-        fields.append(f"msg_src_ip{version}")
-    return fields
-
 
 # The record, in the one value of a memory-mapped array. A side is what one of the two sees.
 _SIDE = struct.Struct("<QII15I")  # stamp, seen, hook's return value so far, context
@@ -96,7 +71,7 @@ class Sighting:
 
 
 class ProbeError(BpfunitError):
-    """The kernel refused a program that the connect engine needs."""
+    """The kernel refused a program that the engine live needs."""
 
 
 def _call(helper: int) -> Insn:
@@ -110,11 +85,9 @@ def _observer(attach_type: int, map_fd: int, side: int, with_retval: bool) -> by
     body += [_call(_KTIME_GET_NS), asm.store(8, 7, side + _STAMP, 0)]
     if with_retval:
         body += [_call(_GET_RETVAL), asm.store(4, 7, side + _HOOK, 0)]
-    for field in readable_fields(attach_type):
-        first, count = FIELDS[field]
-        for word in range(first, first + count):
-            # word by word: Linux 5.10 allows no wider access to every field
-            body += [asm.load(4, 1, 6, 4 * word), asm.store(4, 7, side + _CTX + 4 * word, 1)]
+    for offset in SOCK_ADDR.readable_words(attach_type):
+        # word by word: Linux 5.10 allows no wider access to every field
+        body += [asm.load(4, 1, 6, offset), asm.store(4, 7, side + _CTX + offset, 1)]
     body += [
         asm.load(4, 1, 7, side + _SEEN),
         asm.alu_imm(asm.ADD, 1, 1),

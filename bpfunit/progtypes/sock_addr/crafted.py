@@ -7,10 +7,17 @@ import struct
 from dataclasses import dataclass
 
 from bpfunit.engines import NotApplicableError
-from bpfunit.engines.live.probes import FIELDS, WORDS, readable_fields
-from bpfunit.progtypes.sock_addr import HOOKS, SOCK_ADDR_SIZE, Hook
+from bpfunit.progtypes.sock_addr.context import HOOKS, SOCK_ADDR_SIZE, BpfSockAddr, Hook
+from bpfunit.progtypes.sock_addr.probes import WORDS
+from bpfunit.progtypes.sock_addr.program import SOCK_ADDR
 
 _WORDS = struct.Struct(f"={WORDS}I")
+
+
+def _span(field: str) -> tuple[int, int]:
+    """Return the index of a field's first 32-bit word, and how many there are."""
+    member = getattr(BpfSockAddr, field)
+    return member.offset // 4, member.size // 4
 
 
 def words_of(context: bytes) -> tuple[int, ...]:
@@ -20,7 +27,7 @@ def words_of(context: bytes) -> tuple[int, ...]:
 
 def shown(field: str, words: tuple[int, ...]) -> str:
     """Return one field as people write it: addresses as text, ports in host order."""
-    first, count = FIELDS[field]
+    first, count = _span(field)
     raw = struct.pack(f"={count}I", *words[first : first + count])
     if field.endswith(("ip4", "ip6")):
         return socket.inet_ntop(socket.AF_INET if count == 1 else socket.AF_INET6, raw)
@@ -41,12 +48,12 @@ class Crafted:
         return HOOKS[self.attach_type]
 
     def _field(self, name: str) -> bytes:
-        first, count = FIELDS[name]
+        first, count = _span(name)
         return struct.pack(f"={count}I", *self.words[first : first + count])
 
     def number(self, name: str) -> int:
         """Return the first word of a field."""
-        return self.words[FIELDS[name][0]]
+        return self.words[_span(name)[0]]
 
     @property
     def is_v4(self) -> bool:
@@ -91,8 +98,8 @@ class Crafted:
         A crafted protocol 0 means the protocol that the socket's type has by default.
         """
         found = []
-        for field in readable_fields(self.attach_type):
-            first, count = FIELDS[field]
+        for field in SOCK_ADDR.readable_fields(self.attach_type):
+            first, count = _span(field)
             wanted = self.words[first : first + count]
             if wanted == seen[first : first + count]:
                 continue
@@ -104,8 +111,7 @@ class Crafted:
     def refuse(self, reason: str) -> NotApplicableError:
         """Return the error that says why no real call leads to this context."""
         return NotApplicableError(
-            f"{self.hook.kind}(2) {self.text} on the engine connect: {reason};"
-            " use the engine testrun"
+            f"{self.hook.kind}(2) {self.text} on the engine live: {reason}; use the engine testrun"
         )
 
 
@@ -115,8 +121,8 @@ def context_bytes(crafted: Crafted, seen: tuple[int, ...], template: bytes) -> b
     Fields that the attach type cannot see stay as they were crafted, like on the engine testrun.
     """
     words = list(crafted.words)
-    for field in readable_fields(crafted.attach_type):
-        first, count = FIELDS[field]
+    for field in SOCK_ADDR.readable_fields(crafted.attach_type):
+        first, count = _span(field)
         words[first : first + count] = seen[first : first + count]
     packed = _WORDS.pack(*words)
     return packed + template[len(packed) : SOCK_ADDR_SIZE]
