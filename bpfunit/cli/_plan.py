@@ -19,7 +19,7 @@ class KernelPlan:
     Attributes:
         series: ``"6.12"``.
         release: the exact release.
-        engine: ``testrun``, ``connect``, or "" when the kernel cannot be run.
+        engine: ``testrun``, ``live``, or "" when the kernel cannot be run.
         accelerator: ``kvm`` or ``tcg``; "" when the kernel cannot be run.
         why: the reason for the engine, or why the kernel cannot be run.
         fetched: whether it is in the cache.
@@ -103,7 +103,7 @@ def make_plan() -> Plan:
 def _plan_kernel(entry: Entry, fetched: bool) -> KernelPlan:
     if entry.refused:
         return KernelPlan(entry.series, entry.release, "", "", entry.refused, fetched)
-    engine = "testrun" if entry.headers else "connect"
+    engine = "testrun" if entry.headers else "live"
     why = (
         "the archive has headers, the module can be built"
         if entry.headers

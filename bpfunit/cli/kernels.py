@@ -54,7 +54,7 @@ def _as_dict(status: kernels.Status) -> dict[str, Any]:
         remark = f"{record.release} stands in, the pinned release is gone from the archive"
     elif not entry.headers:
         remark = "no headers in the archive to build the module with"
-    engine = "testrun" if (record.headers if record else entry and entry.headers) else "connect"
+    engine = "testrun" if (record.headers if record else entry and entry.headers) else "live"
     return {
         "series": entry.series if entry else record.series if record else "",
         "release": entry.release if entry else record.release if record else "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from importlib import import_module
@@ -57,13 +58,27 @@ _factories: dict[str, Callable[[], Engine]] = {}
 _made: dict[str, Engine] = {}
 _making = threading.RLock()  # one engine is made of others
 _MODULES = {"testrun": "testrun", "live": "live", "both": "both"}
-ALIASES = {"connect": "live"}  # what the engine live was called at first
+_said: set[str] = set()
+_FORMER_NAMES = {"connect": "live"}  # its calls are more than connect(2) by now
 
 
 def register(name: str, factory: Callable[[], Engine]) -> None:
     """Make an engine known under ``name``; it is made on first use, once per process."""
     _factories[name] = factory
     _made.pop(name, None)
+
+
+def current_name(name: str) -> str:
+    """Return the name that an engine has today; a former one is an alias, and the log says so."""
+    found = _FORMER_NAMES.get(name, name)
+    if found != name and name not in _said:
+        _said.add(name)
+        warnings.warn(
+            f"the engine {name} is called {found}; the old name still works",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+    return found
 
 
 def get(name: str | None = None) -> Engine:
@@ -75,7 +90,7 @@ def get(name: str | None = None) -> Engine:
     if name in _made:
         return _made[name]
     name = name or os.environ.get("BPFUNIT_ENGINE") or DEFAULT
-    name = ALIASES.get(name, name)
+    name = current_name(name)
     if name not in _factories and name in _MODULES:
         import_module(f".{_MODULES[name]}", __name__)
     if name not in _factories:

@@ -47,7 +47,7 @@ def module_for(
     if kernel.headers is None:
         raise ModuleBuildError(
             f"build module for {kernel.release}: {kernel.source} has the image without headers; "
-            "run the tests with the connect engine there (--bpf-engine connect)"
+            "run the tests with the engine live there (--bpf-engine live)"
         )
     source = source or vm_dir() / "testrun"
     target = cache_dir() / "modules" / f"{kernel.release}-{_key(kernel, source)}"

@@ -312,7 +312,7 @@ def load(
         trace_tail_calls: record every tail call (about 35 instructions in front of each).
         instrument: rewriting passes such as ``faults.stub(…)``, in order; tracing and coverage come
             after them.
-        engine: "testrun" or "connect", by default the process's choice (``--bpf-engine``).
+        engine: "testrun", "live" or "both", by default the process's choice (``--bpf-engine``).
         pin_root: a directory of a BPF file system, made when it is not there, in which maps with
             ``LIBBPF_PIN_BY_NAME`` are pinned and found by later loads. Without it nothing is
             pinned and nothing found: each load has maps of its own.
@@ -326,7 +326,7 @@ def load(
     """
     all_passes: list[Instrumentation] = list(instrument)
     if engine is not None:
-        engines.get(engine)  # the connect engine wants to be there before the test's sockets
+        engines.get(engine)  # the engine live wants to be there before the test's sockets
     obj = Object(path)
     obj.observation.engine = engine
     with _loading, ExitStack() as undo:

@@ -20,7 +20,7 @@ from bpfunit.engines import NotApplicableError
 if TYPE_CHECKING:
     from bpfunit.kernels import Kernel
 
-CHOICES = ("testrun", "connect", "both")
+CHOICES = ("testrun", "live", "both")
 _CATEGORY = "not applicable"
 _MODULE = Path("/sys/module/bpfunit_testrun")
 _SAID = pytest.StashKey[set[str]]()
@@ -32,9 +32,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add ``--bpf-engine``."""
     parser.getgroup("bpfunit").addoption(
         "--bpf-engine",
+        type=engines.current_name,
         choices=CHOICES,
         help="how programs run: testrun (crafted context, the default where the kernel has the"
-        " module), connect (attached to a cgroup, by real system calls), or both, compared",
+        " module), live (attached, by real system calls; connect is its former name), or both,"
+        " compared",
     )
 
 
@@ -61,20 +63,20 @@ def choose_for(kernel: Kernel, asked: str | None) -> str:
 def _choose(asked: str | None, no_module: str) -> tuple[str, str]:
     name = asked or os.environ.get("BPFUNIT_ENGINE")
     if name:
-        return name, ""
-    return ("connect", no_module) if no_module else (engines.DEFAULT, "")
+        return engines.current_name(name), ""
+    return ("live", no_module) if no_module else (engines.DEFAULT, "")
 
 
 def start(config: pytest.Config) -> None:
     """Settle the engine of this process, which has a kernel to itself; called in guests.
 
-    The connect engine is made here, before any test makes a socket: sockets belong to the cgroup
+    The engine live is made here, before any test makes a socket: sockets belong to the cgroup
     that their maker is in.
     """
     name, reason = choose(config.getoption("--bpf-engine"))
     os.environ["BPFUNIT_ENGINE"] = name
-    if name in ("connect", "both"):
-        engines.get("connect")
+    if name in ("live", "both"):
+        engines.get("live")
     output = getattr(config, "workeroutput", None)  # xdist hands it to the controller
     if output is not None:
         output["bpfunit_engine"] = f"{name} ({reason})" if reason else name

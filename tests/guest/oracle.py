@@ -155,9 +155,9 @@ class Bench:
         self._run = {"testrun": lambda request: crafted.run(self.program.ref, request)}
 
     def __enter__(self) -> Bench:
-        real = engines.get("connect")
+        real = engines.get("live")
         assert isinstance(real, LiveEngine)
-        self._run["connect"] = self._stack.enter_context(real.prepared(self.program.ref))
+        self._run["live"] = self._stack.enter_context(real.prepared(self.program.ref))
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -195,7 +195,7 @@ class Bench:
                 with _prepared(kind, crafted, sock):
                     answers = [
                         self._answer(engine, Request(context, sock), case)
-                        for engine in ("connect", "testrun")
+                        for engine in ("live", "testrun")
                     ]
             except NotApplicableError as error:
                 real = Answer(None, error=error)
@@ -278,7 +278,7 @@ class Tally:
 
 
 def _crafted_alone(case: Case) -> bool:
-    """Whether docs/engines.md lists this among what the module runs and the engine connect cannot.
+    """Whether docs/engines.md lists this among what the module runs and the engine live cannot.
 
     This list is there to be complete: a case beyond it is a defect of the module or of the engine.
     """

@@ -32,7 +32,7 @@ def family(request: pytest.FixtureRequest) -> Family:
 @pytest.fixture
 def mesh(bpf_load: Callable[..., Any], bpf_object_path: Any, family: Family) -> Iterator[Mesh]:
     """The hook on both engines, small maps, every log line."""
-    engines.get("connect")  # the sockets of the mesh are to be in its cgroup
+    engines.get("live")  # the sockets of the mesh are to be in its cgroup
     small = dict.fromkeys(("km_frontend", "km_endpoint", "km_backend", "km_manage"), 256)
     obj = bpf_load(
         bpf_object_path,

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.guest, pytest.mark.usefixtures("no_bpf_leaks")]
 @pytest.fixture(scope="module", autouse=True)
 def _engine_is_there() -> None:
     """Make the engine before the descriptors of the first test are counted."""
-    engines.get("connect")
+    engines.get("live")
 
 
 @pytest.fixture
@@ -56,9 +56,9 @@ def test_test_is_left_with_the_traces_of_one_run(oracle: bpfunit.Object):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"retval": 0}, "return value: connect 00000001, testrun 00000000"),
-        ({"errno": 1}, "errno: connect 00000000, testrun 00000001"),
-        ({"ctx": bytes(72)}, "context: connect BpfSockAddr(user=10.1.2.3:80"),
+        ({"retval": 0}, "return value: live 00000001, testrun 00000000"),
+        ({"errno": 1}, "errno: live 00000000, testrun 00000001"),
+        ({"ctx": bytes(72)}, "context: live BpfSockAddr(user=10.1.2.3:80"),
     ],
 )
 def test_difference_is_spelled_out(
@@ -72,7 +72,7 @@ def test_difference_is_spelled_out(
     with pytest.raises(EnginesDisagreeError) as difference:
         oracle.programs.connect4.run("10.1.2.3:80")
 
-    assert str(difference.value).startswith("run connect4: the engines connect and testrun differ")
+    assert str(difference.value).startswith("run connect4: the engines live and testrun differ")
     assert told in str(difference.value)
 
 

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.guest, pytest.mark.usefixtures("no_bpf_leaks")]
 
 Load = Callable[[str], Object]
 FRONTEND = "10.96.0.1:80"
-ENGINES = ["testrun", "connect", "both"]
+ENGINES = ["testrun", "live", "both"]
 SO_PRIORITY, SO_MARK = 12, 36
 by_all = pytest.mark.parametrize("engine", ENGINES)
 with_and_without = pytest.mark.parametrize("own", [True, False], ids=["sock", "nosock"])
@@ -27,7 +27,7 @@ with_and_without = pytest.mark.parametrize("own", [True, False], ids=["sock", "n
 @pytest.fixture(scope="module", autouse=True)
 def _engine_is_there() -> None:
     """Make the engine before the descriptors of the first test are counted."""
-    engines.get("connect")
+    engines.get("live")
 
 
 @pytest.fixture

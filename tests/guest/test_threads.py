@@ -18,7 +18,7 @@ from ..objects import compiled
 
 pytestmark = pytest.mark.guest
 
-ENGINES = ("testrun", "connect", "both")
+ENGINES = ("testrun", "live", "both")
 TURNS = 25  # runs of each thread
 engines = pytest.mark.parametrize("engine", ENGINES)
 

@@ -225,7 +225,7 @@ def test_kernels_list_has_all_of_the_catalogue() -> None:
     found = {row["series"]: row for row in json.loads(invoke("kernels", "list", "--json").output)}
     assert {entry.series for entry in load_catalogue().entries} <= set(found)
     assert found["6.12"]["engine"] == "testrun"
-    assert found["6.17"]["engine"] == "connect"
+    assert found["6.17"]["engine"] == "live"
     assert found["6.17"]["remark"].startswith("no headers")
     assert found["7.0"]["engine"] == "none"
     assert found["7.0"]["remark"].startswith("cannot run: the archive has kept linux-binary")

@@ -76,7 +76,7 @@ def header(monkeypatch: pytest.MonkeyPatch, asked: str, engine: str | None = Non
 def test_the_header_says_which_engine_serves_each_kernel(monkeypatch: pytest.MonkeyPatch):
     assert header(monkeypatch, "6.12 6.17") == [
         "bpfunit: kernel 6.12.1-amd64 (ids end in @6.12), engine testrun, trixie 6.12.1-1",
-        "bpfunit: kernel 6.17.2-amd64 (ids end in @6.17), engine connect (no headers to build the"
+        "bpfunit: kernel 6.17.2-amd64 (ids end in @6.17), engine live (no headers to build the"
         " module with), trixie 6.17.2-1; it stands in",
     ]
 

@@ -1,4 +1,4 @@
-"""The engine connect: every hook reached by its real call, and what no call reaches refused."""
+"""The engine live: every hook reached by its real call, and what no call reaches refused."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ deniers = pytest.mark.parametrize(("kind", "version"), MAY_DENY, ids=lambda valu
 @pytest.fixture(scope="module", autouse=True)
 def _engine_is_there() -> None:
     """Make the engine before the descriptors of the first test are counted."""
-    engines.get("connect")
+    engines.get("live")
 
 
 @pytest.fixture
 def oracle(bpf_load: Callable[..., bpfunit.Object]) -> bpfunit.Object:
     """A program for every hook, run by real calls whatever the session's engine is."""
     can = {"has_set_retval": features.has_helper("bpf_set_retval")}
-    return bpf_load(compiled("oracle"), globals=can, engine="connect")
+    return bpf_load(compiled("oracle"), globals=can, engine="live")
 
 
 def plan(oracle: bpfunit.Object, **what: object) -> None:
@@ -49,7 +49,7 @@ def test_program_sees_the_crafted_address(oracle: bpfunit.Object, kind: str, ver
 
     run = oracle.programs[f"{kind}{version}"].run(ADDRESS[version])
 
-    assert (run.engine, run.retval, run.errno) == ("connect", 1, 0)
+    assert (run.engine, run.retval, run.errno) == ("live", 1, 0)
     assert run.dst == ADDRESS[version]
     assert run.untouched
     seen = oracle.maps.sightings[0]
