@@ -8,6 +8,7 @@ reload.
 from __future__ import annotations
 
 import ctypes
+import errno
 import itertools
 import os
 import socket
@@ -52,7 +53,6 @@ __all__ = [
 ]
 
 _STORAGE_GET_F_CREATE = 1  # BPF_SK_STORAGE_GET_F_CREATE, uapi linux/bpf.h
-_ENOMEM = 12
 _BPF_F_NO_PREALLOC = 1
 
 
@@ -201,7 +201,7 @@ def _put_storage(map_fd: int, socket_fd: int, size: int) -> bool:
         map_fd=map_fd, key=ctypes.addressof(key), value=ctypes.addressof(value), flags=0
     )
     result = bpf.call(Cmd.MAP_UPDATE_ELEM, attr)
-    if result < 0 and result != -_ENOMEM:
+    if result < 0 and result != -errno.ENOMEM:
         raise SyscallError("fill socket storage", -result)
     return result >= 0
 

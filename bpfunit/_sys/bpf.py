@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import resource
@@ -35,16 +36,16 @@ _mount.argtypes = [
 _mount.restype = ctypes.c_int
 
 _HINTS = {
-    1: "load and run as root, in a guest: pytest --kernel 6.12",
-    12: "the memory limit (RLIMIT_MEMLOCK) or the guest's memory may be too low",
+    errno.EPERM: "load and run as root, in a guest: pytest --kernel 6.12",
+    errno.ENOMEM: "the memory limit (RLIMIT_MEMLOCK) or the guest's memory may be too low",
 }
 
 
-def hint(errno: int) -> str:
+def hint(error: int) -> str:
     """Return what the reader of an error can do about it, "" when that is not known."""
-    if errno == 1 and os.geteuid() == 0:
+    if error == errno.EPERM and os.geteuid() == 0:
         return ""  # it is not for lack of root
-    return _HINTS.get(errno, "")
+    return _HINTS.get(error, "")
 
 
 def call(cmd: int, attr: ctypes.Structure) -> int:
@@ -140,11 +141,11 @@ def require_bpf_fd(operation: str, fd: int, kind: str) -> None:
     try:
         target = str(Path(f"/proc/self/fd/{fd}").readlink())
     except OSError as error:
-        raise SyscallError(operation, error.errno or 9, f"fd {fd} is not open") from None
+        raise SyscallError(operation, error.errno or errno.EBADF, f"fd {fd} is not open") from None
     if target != f"anon_inode:bpf-{kind}":
         raise SyscallError(
             operation,
-            22,
+            errno.EINVAL,
             f"fd {fd} is {target}, expected a BPF {'program' if kind == 'prog' else kind}",
         )
 

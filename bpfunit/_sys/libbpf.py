@@ -9,6 +9,7 @@ caller decides on.
 from __future__ import annotations
 
 import ctypes
+import errno
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -103,7 +104,7 @@ class OpenOpts(ctypes.Structure):
 def _failed_pointer(result: int | None, func: Any, _args: tuple[Any, ...]) -> int:
     if not result:
         # errno 0 with NULL would pass for success elsewhere: it is a failure all the same
-        raise SyscallError(func.__name__, ctypes.get_errno() or 22)
+        raise SyscallError(func.__name__, ctypes.get_errno() or errno.EINVAL)
     return result
 
 
@@ -127,12 +128,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any], _Check | None]] = {
     "libbpf_num_possible_cpus": (_int, [], _Int),
     "libbpf_probe_bpf_prog_type": (_int, [_int, _ptr], _Int),
     "libbpf_probe_bpf_map_type": (_int, [_int, _ptr], _Int),
-    "libbpf_probe_bpf_helper": (_int, [_int, _int, _ptr], _Int),
     "bpf_object__open_file": (_ptr, [_str, ctypes.POINTER(OpenOpts)], _Ptr),
     "bpf_object__load": (_int, [_ptr], _Int),
     "bpf_object__close": (None, [_ptr], _Raw),
     "bpf_object__btf": (_ptr, [_ptr], _Raw),
-    "bpf_object__btf_fd": (_int, [_ptr], _Raw),
     "bpf_object__next_program": (_ptr, [_ptr, _ptr], _Raw),
     "bpf_object__next_map": (_ptr, [_ptr, _ptr], _Raw),
     "bpf_program__name": (_str, [_ptr], _Raw),
@@ -148,17 +147,13 @@ _SIGNATURES: dict[str, tuple[Any, list[Any], _Check | None]] = {
     "bpf_map__name": (_str, [_ptr], _Raw),
     "bpf_map__type": (_int, [_ptr], _Raw),
     "bpf_map__fd": (_int, [_ptr], _Raw),
-    "bpf_map__key_size": (_u32, [_ptr], _Raw),
     "bpf_map__value_size": (_u32, [_ptr], _Raw),
-    "bpf_map__max_entries": (_u32, [_ptr], _Raw),
     "bpf_map__set_max_entries": (_int, [_ptr, _u32], _Int),
     "bpf_map__map_flags": (_u32, [_ptr], _Raw),
     "bpf_map__btf_key_type_id": (_u32, [_ptr], _Raw),
     "bpf_map__btf_value_type_id": (_u32, [_ptr], _Raw),
     "bpf_map__is_internal": (_bool, [_ptr], _Raw),
     "bpf_map__initial_value": (_ptr, [_ptr, ctypes.POINTER(_size)], _Raw),
-    "bpf_map__set_initial_value": (_int, [_ptr, _ptr, _size], _Int),
-    "bpf_map__reuse_fd": (_int, [_ptr, _int], _Int),
     "bpf_prog_load": (
         _int,
         [_int, _str, _str, _ptr, _size, ctypes.POINTER(ProgLoadOpts)],
@@ -190,7 +185,6 @@ _SIGNATURES: dict[str, tuple[Any, list[Any], _Check | None]] = {
     "btf__parse": (_ptr, [_str, _ptr], _Ptr),
     "btf__find_by_name_kind": (_int, [_ptr, _str, _u32], _Raw),
     "btf__load_vmlinux_btf": (_ptr, [], _Ptr),
-    "btf__load_from_kernel_by_id": (_ptr, [_u32], _Ptr),
     "btf__raw_data": (_ptr, [_ptr, ctypes.POINTER(_u32)], _Ptr),
     "btf__name_by_offset": (_str, [_ptr, _u32], _Raw),
     "btf__type_by_id": (_ptr, [_ptr, _u32], _Raw),

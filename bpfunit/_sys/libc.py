@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import platform
+from pathlib import Path
 
 from bpfunit.errors import SyscallError
 
@@ -14,6 +17,9 @@ _libc.setns.restype = ctypes.c_int
 _libc.unshare.argtypes = [ctypes.c_int]
 _libc.unshare.restype = ctypes.c_int
 
+# arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h, s390's syscall.tbl; no
+# C library has a function for it
+_SYS_FINIT_MODULE = {"x86_64": 313, "s390x": 344}.get(platform.machine(), 273)
 CLONE_NEWNET = 0x40000000
 
 
@@ -35,3 +41,21 @@ def setns(fd: int, kind: int) -> None:
 def unshare(flags: int) -> None:
     """``unshare(2)``: give the calling thread namespaces of its own (``CLONE_NEW*``)."""
     _checked("make namespace", _libc.unshare(flags))
+
+
+def load_module(path: Path) -> None:
+    """``finit_module(2)``: insert a kernel module.
+
+    Raises:
+        SyscallError: the kernel refused it.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc.syscall(_SYS_FINIT_MODULE, fd, b"", 0) != 0:
+            raise SyscallError(
+                f"load the kernel module {path}",
+                ctypes.get_errno(),
+                "the kernel's last lines say why; `make kmod` builds it anew",
+            )
+    finally:
+        os.close(fd)

@@ -100,8 +100,3 @@ def recvmsg(fd: int, flags: int) -> tuple[int, bytes]:
 def protocol(sock: socket.socket) -> int:
     """Return the protocol that a socket has, also where it was made with 0 for the default."""
     return sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL)
-
-
-def sibling(sock: socket.socket) -> socket.socket:
-    """Return a new socket of the same family, type and protocol."""
-    return socket.socket(sock.family, sock.type, protocol(sock))

@@ -23,11 +23,6 @@ class Mode(str, Enum):
         """Return what a figure of this mode counts."""
         return "instructions" if self is Mode.EXACT else "ns"
 
-    @property
-    def is_meaningful(self) -> bool:
-        """Tell whether the figures say something about the program on a real processor."""
-        return self is not Mode.EMULATED_TIME
-
 
 _MODES = {"icount": Mode.EXACT, "kvm": Mode.TIME, "tcg": Mode.EMULATED_TIME}
 

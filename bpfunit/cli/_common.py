@@ -10,14 +10,12 @@ from rich.console import Console
 
 
 class ExitCode(enum.IntEnum):
-    """Exit codes of ``bpfunit``; the same for every command."""
+    """Exit codes of ``bpfunit``; the same for every command; 2 is Typer's own."""
 
     OK = 0
     """It was done, or the answer is yes."""
     NO = 1
     """It ran and the answer is no: something needed is missing, an expectation did not hold."""
-    USAGE = 2
-    """The command line itself was wrong."""
     ERROR = 3
     """It could not be done; the message says why and what to do."""
     INTERRUPTED = 130

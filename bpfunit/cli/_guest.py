@@ -14,7 +14,7 @@ from rich.status import Status
 from bpfunit import kernels
 from bpfunit.cli._common import err
 from bpfunit.errors import BpfunitError
-from bpfunit.guest.outcome import read_obituary
+from bpfunit.guest.outcome import read_exit_report
 from bpfunit.guest.spec import GuestSpec
 
 
@@ -46,17 +46,17 @@ def booted(name: str, memory: int = 1024) -> Iterator[tuple[kernels.Kernel, exec
                 call(gateway, "_inside.load_module")
             yield kernel, gateway
         except (EOFError, OSError, execnet.RemoteError) as error:
-            raise LostGuestError(_obituary(kernel.release, Path(directory), error)) from error
+            raise LostGuestError(_exit_report(kernel.release, Path(directory), error)) from error
         finally:
             group.terminate(timeout=5)
 
 
-def _obituary(release: str, directory: Path, error: Exception) -> str:
+def _exit_report(release: str, directory: Path, error: Exception) -> str:
     """Say what the guest died of, or what failed in it while it lived."""
     for status in directory.glob("*/status.json"):
-        obituary = read_obituary(status.parent)
-        what = str(error).strip() if isinstance(error, execnet.RemoteError) else str(obituary)
-        words = obituary.last_words.replace("\n", "\n  ") or "(the console is empty)"
+        exit_report = read_exit_report(status.parent)
+        what = str(error).strip() if isinstance(error, execnet.RemoteError) else str(exit_report)
+        words = exit_report.last_words.replace("\n", "\n  ") or "(the console is empty)"
         return f"talk to the guest of {release}: {what}; its last words:\n  {words}"
     return f"start a guest of {release}: {error or 'its supervisor ended'}"
 

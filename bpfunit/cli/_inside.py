@@ -6,10 +6,11 @@ import ctypes
 import inspect
 import os
 import socket
-import subprocess
+from pathlib import Path
 from typing import Any
 
 import bpfunit
+from bpfunit._sys import libc
 from bpfunit.cli._values import with_addresses
 from bpfunit.errors import BpfunitError
 from bpfunit.progtypes.sock_addr import SockAddrResult
@@ -26,8 +27,7 @@ def load_module(channel: Any) -> None:
     """Load the module that the host named in ``BPFUNIT_MODULE``, if it named one; send its path."""
     module = os.environ.get("BPFUNIT_MODULE", "")
     if module:
-        path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-        subprocess.run(["insmod", module], check=True, env={**os.environ, "PATH": path})
+        libc.load_module(Path(module))
     channel.send(module)
 
 

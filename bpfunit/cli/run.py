@@ -85,7 +85,7 @@ def run(
         bool, typer.Option("--trace-tail-calls", help="Follow tail calls into real programs.")
     ] = False,
     engine: Annotated[
-        str | None, typer.Option(help="testrun or connect; chosen by the kernel if not given.")
+        str | None, typer.Option(help="testrun or live; chosen by the kernel if not given.")
     ] = None,
     expect_dst: Annotated[
         str | None, typer.Option(help="Exit 1 unless the destination is this after the run.")

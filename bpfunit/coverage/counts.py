@@ -37,13 +37,6 @@ class BlockCounts:
         number = self._numbers.get(Probe(kind, block))
         return None if number is None else self._counts[number]
 
-    def is_dead(self, kind: Kind, block: int) -> bool:
-        """Whether the verifier proved that the edge of ``kind`` at ``block`` is never taken."""
-        number = self._numbers.get(Probe(kind, block))
-        if number is not None:
-            return number in self._model.dead
-        return self.block_is_dead(block)
-
     def edge(self, kind: Kind, block: int) -> int:
         """Return how often the edge of ``kind`` was taken that leaves ``block``."""
         found = self.probe(kind, block)

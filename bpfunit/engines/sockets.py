@@ -97,7 +97,7 @@ def _set(sock: socket.socket, place: tuple[int, int], value: bytes) -> None:
 
 def like(sock: socket.socket) -> socket.socket:
     """Return a new socket of the same kind, in the same network namespace."""
-    protocol = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL)
+    protocol = sockets.protocol(sock)
     with netns.of_socket(sock):
         return socket.socket(sock.family, sock.type, protocol)
 

@@ -37,7 +37,7 @@ class Death(Enum):
 
 
 @dataclass(frozen=True)
-class Obituary:
+class ExitReport:
     """What is known about a guest's end.
 
     Attributes:
@@ -55,7 +55,7 @@ class Obituary:
         return f"{self.death.value}: {self.detail}" if self.detail else self.death.value
 
 
-def read_obituary(directory: Path) -> Obituary:
+def read_exit_report(directory: Path) -> ExitReport:
     """Find out how a guest ended.
 
     Args:
@@ -64,11 +64,11 @@ def read_obituary(directory: Path) -> Obituary:
     try:
         status = json.loads((directory / "status.json").read_text())
     except (OSError, ValueError):
-        return Obituary(Death.KILLED, "its supervisor left no status", "")
+        return ExitReport(Death.KILLED, "its supervisor left no status", "")
     console = _text(directory / "console")
     qemu = _text(directory / "qemu").strip()
     death, detail = _classify(status, console, qemu)
-    return Obituary(death, detail, last_words(console) or qemu)
+    return ExitReport(death, detail, last_words(console) or qemu)
 
 
 def _classify(status: dict[str, object], console: str, qemu: str) -> tuple[Death, str]:

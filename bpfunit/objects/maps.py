@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno as errnos
 import fcntl
 import os
 import threading
@@ -13,13 +14,11 @@ from typing import Any
 
 from bpfunit._sys import bpf, libbpf, uapi
 from bpfunit._sys.uapi import Cmd, MapType
-from bpfunit.errors import FieldValueError, SyscallError
+from bpfunit.errors import ENOTSUPP, FieldValueError, SyscallError
 from bpfunit.values import records
 
-_ENOENT, _E2BIG, _EINVAL, _EOPNOTSUPP, _ENOTSUPP, _ENOSPC, _EFAULT = 2, 7, 22, 95, 524, 28, 14
-_EPERM = 1
 # for a slot of which the kernel tells nobody what it holds; ENOSPC: 4 bytes hold no socket's cookie
-_NOT_SHOWN = (_ENOTSUPP, _EOPNOTSUPP, _ENOSPC)
+_NOT_SHOWN = (ENOTSUPP, errnos.EOPNOTSUPP, errnos.ENOSPC)
 _BATCH = 16384  # entries per system call: a few megabytes at most, and a signal is not kept waiting
 
 
@@ -178,9 +177,9 @@ class Map(MutableMapping[Any, Any]):
 
     def _error(self, operation: str, errno: int) -> SyscallError:
         hint = ""
-        if errno == _E2BIG:
+        if errno == errnos.E2BIG:
             hint = f"the map is full: max_entries is {self.max_entries}"
-        if errno == _EPERM:
+        if errno == errnos.EPERM:
             hint = self._access()
         return SyscallError(f"{operation} {self.name}", errno, hint or bpf.hint(errno))
 
@@ -196,7 +195,7 @@ class Map(MutableMapping[Any, Any]):
         """Return the raw value of ``key``, None when there is none."""
         room = self._room_for(key)
         result = bpf.call(Cmd.MAP_LOOKUP_ELEM, room.attr)
-        if result == -_ENOENT:
+        if result == -errnos.ENOENT:
             return None
         if self._sparse and -result in _NOT_SHOWN:
             return self._placed.get(room.key.raw)
@@ -234,7 +233,7 @@ class Map(MutableMapping[Any, Any]):
         room = self._room_for(key)
         attr = uapi.MapElemAttr(map_fd=self.fd, key=ctypes.addressof(room.key))
         result = bpf.call(Cmd.MAP_DELETE_ELEM, attr)
-        if result == -_ENOENT:
+        if result == -errnos.ENOENT:
             raise KeyError(key)
         if result < 0:
             raise self._error("delete from map", -result)
@@ -250,7 +249,7 @@ class Map(MutableMapping[Any, Any]):
         current = ctypes.create_string_buffer(self.key_size)
         while True:
             result = bpf.call(Cmd.MAP_GET_NEXT_KEY, attr)
-            if result == -_ENOENT:
+            if result == -errnos.ENOENT:
                 return
             if result < 0:
                 raise self._error("iterate over map", -result)
@@ -272,8 +271,8 @@ class Map(MutableMapping[Any, Any]):
         return sum(1 for _ in self._filled_keys())
 
     def __repr__(self) -> str:
-        kind = getattr(self.type, "name", self.type)
-        return f"<map {self.name}: {kind}, key {self.key_size} B, value {self.value_size} B>"
+        of_type = getattr(self.type, "name", self.type)
+        return f"<map {self.name}: {of_type}, key {self.key_size} B, value {self.value_size} B>"
 
     __hash__ = object.__hash__
 
@@ -332,10 +331,10 @@ class Map(MutableMapping[Any, Any]):
         attr = uapi.MapBatchAttr(
             keys=_address(keys), values=_address(values), count=count, map_fd=self.fd
         )
-        result = bpf.call(Cmd.MAP_UPDATE_BATCH, attr) if count > 1 else -_ENOTSUPP
+        result = bpf.call(Cmd.MAP_UPDATE_BATCH, attr) if count > 1 else -ENOTSUPP
         if result >= 0:
             return
-        if -result not in (_ENOTSUPP, _EOPNOTSUPP, _EINVAL):
+        if -result not in (ENOTSUPP, errnos.EOPNOTSUPP, errnos.EINVAL):
             raise self._error(f"update map (entry {attr.count} of the batch)", -result)
         size, room = self._value_room, self._room
         room.attr.map_fd, room.attr.flags = self.fd, 0
@@ -377,9 +376,9 @@ class Map(MutableMapping[Any, Any]):
         while True:
             attr.count = room
             result = bpf.call(Cmd.MAP_LOOKUP_BATCH, attr)
-            if result < 0 and -result in (_ENOTSUPP, _EOPNOTSUPP, _EINVAL):
+            if result < 0 and -result in (ENOTSUPP, errnos.EOPNOTSUPP, errnos.EINVAL):
                 return self._snapshot_singly()
-            if result < 0 and -result != _ENOENT:
+            if result < 0 and -result != errnos.ENOENT:
                 raise self._error("read map", -result)
             all_keys += ctypes.string_at(keys, attr.count * self.key_size)
             all_values += ctypes.string_at(values, attr.count * size)

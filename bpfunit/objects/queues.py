@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -10,8 +11,6 @@ from bpfunit._sys import bpf, uapi
 from bpfunit._sys.uapi import Cmd, MapType
 from bpfunit.errors import BpfunitError
 from bpfunit.objects.maps import Map
-
-_ENOENT = 2
 
 
 class QueueMap(Map):
@@ -64,7 +63,7 @@ class QueueMap(Map):
         room = ctypes.create_string_buffer(value, len(value))
         attr = uapi.MapElemAttr(map_fd=self.fd, value=ctypes.addressof(room), flags=flags)
         result = bpf.call(command, attr)
-        if result == -_ENOENT:
+        if result == -errno.ENOENT:
             return None
         if result < 0:
             raise self._error(f"{verb} map", -result)

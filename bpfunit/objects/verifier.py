@@ -6,7 +6,7 @@ import errno as _errno
 import re
 from os import geteuid
 
-from bpfunit.errors import BpfunitError, SyscallError
+from bpfunit.errors import ENOTSUPP, BpfunitError, SyscallError
 
 _STATISTICS = re.compile(
     r"^(processed \d+ insns|verification time|stack depth|mark_precise|from \d)"
@@ -169,11 +169,11 @@ def load_failure(path: str, errno: int, log: str, messages: list[str]) -> Bpfuni
     if failed and log.strip():
         return VerifierError(failed[-1], errno, log)
     hints = {
-        1: ""
+        _errno.EPERM: ""
         if geteuid() == 0
         else "loading BPF needs root (CAP_BPF) and is done in a guest: pytest --kernel 6.12",
-        12: "the memory limit or the guest's memory is too low",
-        524: "is the JIT off? sysctl net.core.bpf_jit_enable=1",
+        _errno.ENOMEM: "the memory limit or the guest's memory is too low",
+        ENOTSUPP: "is the JIT off? sysctl net.core.bpf_jit_enable=1",
     }
     hint = _advice(messages) or hints.get(errno, "")
     return LoadError(f"load {path}", errno, messages, hint)

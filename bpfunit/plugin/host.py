@@ -17,7 +17,7 @@ from execnet.gateway import RInfo
 
 from bpfunit.errors import BpfunitError
 from bpfunit.guest.environment import asked_for, require_visible, withheld
-from bpfunit.guest.outcome import Death, Obituary, read_obituary
+from bpfunit.guest.outcome import Death, ExitReport, read_exit_report
 from bpfunit.guest.spec import GuestSpec, unusual_start
 from bpfunit.kernels import Kernel, load_catalogue, modules_for, resolve_many
 from bpfunit.plugin.bench import HostBenchmarks
@@ -192,7 +192,7 @@ class HostSide:
         self._host_items = 0
         self._restarts = config.option.guest_restarts
         self._died: Counter[str] = Counter()
-        self._obituaries: dict[Any, Obituary] = {}
+        self._exit_reports: dict[Any, ExitReport] = {}
         self._scheduler: MatrixScheduling | None = None
 
     def label_of_gateway(self, gateway: Any) -> str:
@@ -261,32 +261,32 @@ class HostSide:
         directory = (
             self._run / node.gateway.spec.python.rpartition("/guest.json")[0].rpartition("/")[2]
         )
-        obituary = read_obituary(directory / str(node.gateway._io.popen.pid))
+        exit_report = read_exit_report(directory / str(node.gateway._io.popen.pid))
         if isinstance(error, InternalError):  # the guest itself is well
-            obituary = Obituary(Death.WORKER, f"internal error: {error.summary}", error)
+            exit_report = ExitReport(Death.WORKER, f"internal error: {error.summary}", error)
         self._died[label] += 1
-        self._obituaries[node] = obituary
+        self._exit_reports[node] = exit_report
         self.deaths.append(
             {
                 "kernel": self._target_of(node).kernel.release,
-                "death": obituary.death.value,
-                "detail": obituary.detail,
+                "death": exit_report.death.value,
+                "detail": exit_report.detail,
                 "test": "",
-                "console": obituary.last_words,
+                "console": exit_report.last_words,
             }
         )
 
     def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
         """Say on the report of the test that ran what its guest died of."""
         node = report.node
-        obituary = self._obituaries.get(node)
-        if obituary is None:
+        exit_report = self._exit_reports.get(node)
+        if exit_report is None:
             return
         self.deaths[-1]["test"] = crashitem
-        report.bpfunit_death = obituary.death.name  # type: ignore[attr-defined]
+        report.bpfunit_death = exit_report.death.name  # type: ignore[attr-defined]
         release = self._target_of(node).kernel.release
-        report.longrepr = f"{obituary} (kernel {release}, while this test ran)"
-        report.sections.append(("Last words of the guest", obituary.last_words))
+        report.longrepr = f"{exit_report} (kernel {release}, while this test ran)"
+        report.sections.append(("Last words of the guest", exit_report.last_words))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import os
 import re
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bpfunit.errors import SyscallError
+from bpfunit._sys import libc
 from bpfunit.plugin import engines
 from bpfunit.plugin.bench import GuestBenchmarks
 
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 LABEL_VARIABLE = "BPFUNIT_KERNEL_LABEL"
 TEST_TIMEOUT_VARIABLE = "BPFUNIT_TEST_TIMEOUT"
 HOST_ITEMS = "bpfunit_host_items"  # in the worker's output: how many were left out
-
-_SYS_FINIT_MODULE = 313  # arch/x86/entry/syscalls/syscall_64.tbl
 
 
 def register(config: pytest.Config) -> None:
@@ -58,7 +55,7 @@ class WorkerSide:
         path = os.environ.get("BPFUNIT_MODULE")
         if path:
             try:
-                load_module(Path(path))
+                libc.load_module(Path(path))
             except OSError as error:
                 self._module_error = f"{error}\n{_last_kernel_lines()}"
         engines.start(self._config)
@@ -110,25 +107,6 @@ def _rename(item: pytest.Item, nodeid: str) -> None:
         item._id = type(item._id).parse(nodeid)
     else:
         item._nodeid = nodeid  # type: ignore[attr-defined]
-
-
-def load_module(path: Path) -> None:
-    """Insert a kernel module.
-
-    Raises:
-        SyscallError: the kernel refused it.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if libc.syscall(_SYS_FINIT_MODULE, fd, b"", 0) != 0:
-            raise SyscallError(
-                f"load the kernel module {path}",
-                ctypes.get_errno(),
-                "the kernel's last lines say why; `make kmod` builds it anew",
-            )
-    finally:
-        os.close(fd)
 
 
 def _last_kernel_lines(count: int = 20) -> str:

@@ -88,10 +88,10 @@ def make_case(program: bpfunit.Program, seed: int) -> Case:
     hook = program.hook
     family = hook.family
     kind = chance.choice(DATAGRAM_KINDS if hook.datagram else KINDS)
-    if family == socket.AF_INET and hook.kind in ("connect", "sendmsg") and chance.random() < 0.2:
+    if family == socket.AF_INET and hook.call in ("connect", "sendmsg") and chance.random() < 0.2:
         family = socket.AF_INET6  # a dual-stack socket that talks IPv4
     maybe = chance.random
-    changes_errno = hook.kind in ("connect", "bind", "sendmsg")
+    changes_errno = hook.call in ("connect", "bind", "sendmsg")
     return Case(
         program=program.name,
         family=family,
@@ -186,7 +186,7 @@ class Bench:
             context = self.context(case)
             # as bytes, like all of this: most of the time would go into typed records
             maps.plans.update_raw(_FIRST, _plan(case))
-            kind = program.hook.kind
+            kind = program.hook.call
             if kind == "sendmsg" and case.type != STREAM:
                 # sendmsg(2) binds an unbound socket before its hook, so only bound ones are real
                 sock.bind(("", 0))
@@ -209,7 +209,7 @@ class Bench:
             maps.memory[request.sock] = case.remembered
         elif maps.memory.lookup(request.sock) is not None:
             del maps.memory[request.sock]
-        fresh = self.program.hook.kind in ("connect", "bind", "sendmsg", "recvmsg")
+        fresh = self.program.hook.call in ("connect", "bind", "sendmsg", "recvmsg")
         try:
             outcome = self._run[engine](request._replace(fresh=fresh))
         except (SyscallError, NotApplicableError) as error:

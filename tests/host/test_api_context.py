@@ -23,7 +23,7 @@ def test_structure_is_that_of_the_kernel() -> None:
 
 
 def test_every_attach_type_of_the_program_type_is_known() -> None:
-    kinds = {(hook.kind, hook.family) for hook in HOOKS.values()}
+    kinds = {(hook.call, hook.family) for hook in HOOKS.values()}
     assert len(HOOKS) == len(kinds) == 12
 
 

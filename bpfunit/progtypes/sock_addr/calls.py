@@ -52,11 +52,11 @@ def _control(case: Case) -> bytes:
     if not any(source):
         return b""
     if case.crafted.is_v4:  # struct in_pktinfo: interface, source, (unused) destination
-        info, kind = struct.pack("=i4s4x", 0, source), (socket.IPPROTO_IP, _IP_PKTINFO)
+        info, option = struct.pack("=i4s4x", 0, source), (socket.IPPROTO_IP, _IP_PKTINFO)
     else:  # struct in6_pktinfo: source, interface
         interface = struct.pack("=I", arrange.scope(source))
-        info, kind = source + interface, (socket.IPPROTO_IPV6, _IPV6_PKTINFO)
-    header = struct.pack("=Qii", 16 + len(info), *kind)
+        info, option = source + interface, (socket.IPPROTO_IPV6, _IPV6_PKTINFO)
+    header = struct.pack("=Qii", 16 + len(info), *option)
     return (header + info).ljust(40, b"\0")[: 16 + (len(info) + 7) // 8 * 8]
 
 

@@ -67,12 +67,12 @@ class Hook(NamedTuple):
     """What an attach type of ``cgroup_sock_addr`` programs means for its context."""
 
     family: int
-    kind: str  # "connect", "bind", "sendmsg", "recvmsg", "getpeername" or "getsockname"
+    call: str  # "connect", "bind", "sendmsg", "recvmsg", "getpeername" or "getsockname"
 
     @property
     def has_source(self) -> bool:
         """Whether the context carries a source address (``msg_src_ip4``, ``msg_src_ip6``)."""
-        return self.kind == "sendmsg"
+        return self.call == "sendmsg"
 
     def may_be_shown(self, user_family: int) -> bool:
         """Whether a call brings an address with this family written into it to the hook."""
@@ -86,16 +86,16 @@ class Hook(NamedTuple):
     @property
     def datagram(self) -> bool:
         """Whether the hook sits on a datagram path, so that a UDP socket is the natural default."""
-        return self.kind in ("sendmsg", "recvmsg")
+        return self.call in ("sendmsg", "recvmsg")
 
 
 def _hooks() -> dict[int, Hook]:
     found: dict[int, Hook] = {}
     for attach_type in AttachType:
-        protocol, _, kind = attach_type.name.removeprefix("CGROUP_").partition("_")
-        if kind.lower() in ("connect", "bind", "sendmsg", "recvmsg", "getpeername", "getsockname"):
+        protocol, _, call = attach_type.name.removeprefix("CGROUP_").partition("_")
+        if call.lower() in ("connect", "bind", "sendmsg", "recvmsg", "getpeername", "getsockname"):
             family = socket.AF_INET6 if protocol.endswith("6") else socket.AF_INET
-            found[attach_type] = Hook(int(family), kind.lower())
+            found[attach_type] = Hook(int(family), call.lower())
     return found
 
 
@@ -179,7 +179,7 @@ def _crafted_bytes(
     if src is not None:
         if not hook.has_source:
             raise ContextError(
-                f"craft context: a {hook.kind} hook has no source address; only sendmsg has one"
+                f"craft context: a {hook.call} hook has no source address; only sendmsg has one"
             )
         text = isinstance(src, str) and (src.count(":") != 1 and not src.startswith("["))
         source = Endpoint(src, 0) if text else Endpoint.parse(src)  # type: ignore[arg-type]
@@ -193,7 +193,7 @@ def _set_address(context: BpfSockAddr, hook: Hook, field: str, endpoint: Endpoin
     if address.version != wanted:
         remedy = f"write [::ffff:{address}]:{endpoint.port}" if wanted == 6 else "use an IPv4 one"
         raise ContextError(
-            f"craft context: a {hook.kind}{wanted} hook never sees the IPv{address.version} address"
+            f"craft context: a {hook.call}{wanted} hook never sees the IPv{address.version} address"
             f" {endpoint}; {remedy}"
         )
     words = address.words()

@@ -111,7 +111,7 @@ class Crafted:
     def refuse(self, reason: str) -> NotApplicableError:
         """Return the error that says why no real call leads to this context."""
         return NotApplicableError(
-            f"{self.hook.kind}(2) {self.text} on the engine live: {reason}; use the engine testrun"
+            f"{self.hook.call}(2) {self.text} on the engine live: {reason}; use the engine testrun"
         )
 
 

@@ -122,7 +122,7 @@ def _run_one(
 
 def _call(case: Case, probes: Probes, attachment: _Attachment) -> Sighting:
     """Make one call with the programs attached and return what the observers saw."""
-    crafted, call = case.crafted, CALLS[case.crafted.hook.kind]
+    crafted, call = case.crafted, CALLS[case.crafted.hook.call]
     if not case.ours:
         # what is arranged asks a socket with a past for its addresses, which may be the very hook
         attachment.drop()
@@ -138,7 +138,7 @@ def _call(case: Case, probes: Probes, attachment: _Attachment) -> Sighting:
     except OSError as error:
         if isinstance(error, BpfunitError):
             raise
-        raise SyscallError(f"{crafted.hook.kind} {crafted.text}", error.errno or 0) from error
+        raise SyscallError(f"{crafted.hook.call} {crafted.text}", error.errno or 0) from error
     if sighting is None:
         raise crafted.refuse(_why_unseen(case, failure))
     unlike = crafted.differences(sighting.before.words)
@@ -165,13 +165,13 @@ def _socket(crafted: Crafted, given: socket.socket | None) -> Iterator[socket.so
     if given is not None:
         yield given
         return
-    kind = [crafted.number(field) for field in ("family", "type", "protocol")]
+    made_of = [crafted.number(field) for field in ("family", "type", "protocol")]
     try:
-        made = socket.socket(*kind)
+        made = socket.socket(*made_of)
     except OSError as error:
         raise crafted.refuse(
             "no socket of family {}, type {}, protocol {} can be made: {}".format(
-                *kind, os.strerror(error.errno or 0).lower()
+                *made_of, os.strerror(error.errno or 0).lower()
             )
         ) from None
     with made:
@@ -188,7 +188,7 @@ def _why_unseen(case: Case, failure: int) -> str:
     if failure and failure != errno.EINPROGRESS:
         name = errno.errorcode.get(failure, str(failure))
         return f"the call ends with {name} before it comes to the hook{doubt}"
-    if case.crafted.hook.kind == "connect":
+    if case.crafted.hook.call == "connect":
         arrange.disconnect(case.sock)
     return f"the kernel runs no such hook for a socket of this family, type and protocol{doubt}"
 
@@ -208,5 +208,5 @@ def _errno(crafted: Crafted, sighting: Sighting) -> int:
     if told is not None:
         return (1 << 32) - told if told else 0
     # before Linux 5.18 a program grants or denies, no more; bind's other bit is no permission
-    allowed = _retval(sighting) & 1 if crafted.hook.kind == "bind" else _retval(sighting)
+    allowed = _retval(sighting) & 1 if crafted.hook.call == "bind" else _retval(sighting)
     return 0 if allowed else errno.EPERM

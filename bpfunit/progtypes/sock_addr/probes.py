@@ -31,7 +31,7 @@ from bpfunit.rewrite.insn import Insn
 ALWAYS_PROCEED = frozenset(
     number
     for number, hook in HOOKS.items()
-    if hook.kind in ("recvmsg", "getpeername", "getsockname")
+    if hook.call in ("recvmsg", "getpeername", "getsockname")
 )
 
 # struct bpf_sock_addr in front of the socket pointer, in 32-bit words

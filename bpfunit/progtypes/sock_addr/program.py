@@ -154,8 +154,8 @@ class SockAddrType(ProgramType):
 
     context = BpfSockAddr
     sections: Mapping[str, int] = {
-        f"cgroup/{hook.kind}{6 if hook.family == socket.AF_INET6 else 4}": number
-        for number, hook in sorted(HOOKS.items(), key=lambda pair: pair[1].kind != "connect")
+        f"cgroup/{hook.call}{6 if hook.family == socket.AF_INET6 else 4}": number
+        for number, hook in sorted(HOOKS.items(), key=lambda pair: pair[1].call != "connect")
     }
     takes = "an address (dst=) or a context (ctx=)"
     verdicts: Mapping[int, str] = {0: "deny", 1: "allow"}
@@ -208,7 +208,7 @@ class SockAddrType(ProgramType):
 
     def call_leaves_traces(self, attach_type: int) -> bool:
         """Whether the real call binds or connects its socket though it ends in EPERM."""
-        return HOOKS[attach_type].kind not in ("connect", "bind")
+        return HOOKS[attach_type].call not in ("connect", "bind")
 
     def make_live_calls(self, cgroup: Cgroup) -> LiveCalls:
         """Return the socket calls whose hooks the programs are for."""
