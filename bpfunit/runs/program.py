@@ -92,8 +92,8 @@ class Program:
         program = Program.of(fd, attach_type=attach_type)
         if not isinstance(program, cls):
             raise BpfunitError(
-                f"wrap {program.name} as {cls.__name__}: it is a {program.program_type.name}"
-                f" program; use {type(program).__name__}.from_fd or Program.from_fd"
+                f"wrap {program.name} as {cls.__name__}: its type is {program.program_type.name}"
+                f"; use {type(program).__name__}.from_fd or Program.from_fd"
             )
         program.observation.name = program.name
         program.observation.watch({one.name: one for one in maps})
@@ -243,7 +243,7 @@ class Program:
             ContextError: always.
         """
         raise ContextError(
-            f"run {self.name}: this is a {self.program_type.name} program; give it"
+            f"run {self.name}: its type is {self.program_type.name}; give it"
             f" {self.program_type.takes}, found {given!r}"
         )
 

@@ -81,7 +81,7 @@ def test_a_slip_in_a_device_says_how_it_is_written(bpf_load: Load) -> None:
 def test_program_of_someone_else_needs_no_attach_type(bpf_load: Load) -> None:
     fd = bpf_load(compiled("device")).programs.only_memory.fd
     assert DeviceProgram.from_fd(fd).run("c 1:3", "rw").verdict == "allow"
-    with pytest.raises(bpfunit.BpfunitError, match="it is a cgroup_device program"):
+    with pytest.raises(bpfunit.BpfunitError, match="its type is cgroup_device"):
         bpfunit.SockAddrProgram.from_fd(fd)
 
 

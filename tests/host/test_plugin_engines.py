@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from bpfunit import engines
 from bpfunit.kernels import Kernel
+from bpfunit.plugin import engines as plugin_engines
 from bpfunit.plugin.host import HostSide, Target
 
 pytest_plugins = ["pytester"]
@@ -89,3 +91,13 @@ def test_all_kernels_list_those_that_cannot_run_with_the_reason(monkeypatch: pyt
     left_out = header(monkeypatch, "all")[2:]
     assert [line.split()[2].rpartition(".")[0] for line in left_out] == ["6.19", "7.0", "7.1"]
     assert all("left out, the archive has kept linux-binary" in line for line in left_out)
+
+
+def test_former_name_of_an_engine_still_works_and_says_the_new_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engines, "_said", set())
+    with pytest.warns(DeprecationWarning, match="the engine connect is called live"):
+        assert engines.current_name("connect") == "live"
+    monkeypatch.setenv("BPFUNIT_ENGINE", "connect")
+    assert plugin_engines.choose(None) == ("live", "")
