@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from bpfunit._sys import sockets
+from bpfunit._sys.cgroup import Cgroup
 from bpfunit._sys.uapi import AttachType
-from bpfunit.engines.live.cgroup import Cgroup
 from bpfunit.errors import SyscallError
 from bpfunit.progtypes.sock_addr import HOOKS
 from bpfunit.rewrite import insn as asm

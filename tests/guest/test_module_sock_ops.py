@@ -11,8 +11,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pytest
-from bpfunit.engines.live.cgroup import Cgroup
 
+from bpfunit._sys.cgroup import Cgroup
 from bpfunit._sys.uapi import AttachType, MapType, ProgType
 from bpfunit.rewrite import insn as asm
 from bpfunit.rewrite.insn import Insn

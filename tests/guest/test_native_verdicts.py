@@ -31,7 +31,7 @@ def ipv4(protocol: int, size: int = 64) -> bytes:
     return (bytes(12) + IPV4 + ip).ljust(size, b"\0")
 
 
-@pytest.mark.parametrize("engine", ["testrun", "connect", "both"])
+@pytest.mark.parametrize("engine", ["testrun", "live", "both"])
 def test_types_that_no_call_reaches_run_whatever_the_engine(
     bpf_load: Callable[..., Object], engine: str
 ):

@@ -137,7 +137,7 @@ def test_unobserved_run_waits_for_nobody_and_an_observed_one_does(load: Callable
     obj = load("testrun")
     run = obj.programs.tells.run
     with ThreadPoolExecutor(2) as pool:
-        with obj.session.observing():
+        with obj.observation.observing():
             observed = pool.submit(run, "10.1.1.2:80")
             assert pool.submit(run, "10.1.1.4:80", observe=False).result(timeout=60).retval == 1
             assert not observed.done()

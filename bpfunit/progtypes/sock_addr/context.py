@@ -78,10 +78,10 @@ class Hook(NamedTuple):
         """Whether a call brings an address with this family written into it to the hook."""
         if user_family == self.family:
             return True
-        if self.kind == "sendmsg" or user_family == socket.AF_UNSPEC:
-            return user_family == socket.AF_UNSPEC and self.kind in ("sendmsg", "bind")
+        if self.call == "sendmsg" or user_family == socket.AF_UNSPEC:
+            return user_family == socket.AF_UNSPEC and self.call in ("sendmsg", "bind")
         # sa_family_t has 16 bits
-        return self.kind in ("connect", "bind") and user_family <= 0xFFFF
+        return self.call in ("connect", "bind") and user_family <= 0xFFFF
 
     @property
     def datagram(self) -> bool:
@@ -166,7 +166,7 @@ def _crafted_bytes(
     context.user_family = hook.family if user_family is None else user_family
     if not hook.may_be_shown(context.user_family):
         raise ContextError(
-            f"craft context: a {hook.kind} hook never sees user_family {context.user_family}; the"
+            f"craft context: a {hook.call} hook never sees user_family {context.user_family}; the"
             " kernel answers such a call before it, or writes the family itself"
         )
     context.family = hook.family if family is None else family
