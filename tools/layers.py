@@ -57,7 +57,9 @@ def picture() -> str:
     rows.insert(-2, [BASE])
     for number, row in enumerate(rows):
         for n, part in enumerate(row):
-            told = ", ".join(sorted(imports[part], key=lambda one: order.get(one, -1))) or "-"
+            told = (
+                ", ".join(sorted(imports[part], key=lambda one: (order.get(one, -1), one))) or "-"
+            )
             lines.append(f" {'' if n else len(rows) - number:>5}  {part:<24}  {told}")
     beside = sorted(imports.keys() - set(parts))
     for part in beside:
