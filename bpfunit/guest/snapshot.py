@@ -66,7 +66,7 @@ class Snapshot:
 
 
 def wanted() -> bool:
-    """Tell whether the user has not switched snapshots off with ``BPFUNIT_SNAPSHOT=0``."""
+    """Tell whether snapshots are to be used: always, unless ``BPFUNIT_SNAPSHOT=0`` is set."""
     return os.environ.get("BPFUNIT_SNAPSHOT") != "0"
 
 

@@ -390,7 +390,8 @@ def _note(result: BulkResult, index: int, outcome: engines.RawOutcome) -> None:
         raw = outcome.ctx[:size]
         ctypes.memmove(ctypes.addressof(result.ctx) + index * size, raw, len(raw))
     else:
-        result.ctx[index] = result.program_type.decode_context(outcome.ctx)
+        if outcome.ctx:
+            result.ctx[index] = result.program_type.decode_context(outcome.ctx)
         result.data[index] = outcome.data
     result.retval[index] = outcome.retval & 0xFFFFFFFF
     result.duration_ns[index] = outcome.duration_ns or 0

@@ -89,7 +89,7 @@ class Observation:
         self._traced = True
 
     def watch(self, maps: dict[str, Map], log_types: Mapping[str, Any] | None = None) -> None:
-        """Look into those of an object's maps after each run that a run speaks through.
+        """Choose the maps to read after each run: storages, ring buffers, program arrays.
 
         Args:
             maps: all maps of the object.
@@ -123,7 +123,7 @@ class Observation:
         self._resources.callback(self._trace.close)
 
     def before(self) -> None:
-        """Forget what was said and recorded since the last run: it is not of this one."""
+        """Drop records and lines from before this run, and start observing it."""
         self.said()
         self._events, self._lines = {}, []
         for recorder in self._recorders.values():
