@@ -13,8 +13,8 @@ from bpfunit.coverage.model import Model, describe
 from bpfunit.coverage.path import Path
 from bpfunit.coverage.probes import Mode, count_probes, place_probes, surviving_probes
 from bpfunit.coverage.template import Template
+from bpfunit.progtypes.base import instrumentable_sections
 from bpfunit.rewrite import ambient
-from bpfunit.rewrite.callback import SECTIONS
 from bpfunit.rewrite.code import Image, ProgramCode, Unreached
 from bpfunit.rewrite.flow import RewriteError
 from bpfunit.rewrite.patcher import Patcher
@@ -99,7 +99,7 @@ class CoverageRecorder:
     def loaded(self, unreached: Mapping[str, Unreached]) -> None:
         """Note the programs that cannot be instrumented because of their section."""
         for name, (section, _helpers) in unreached.items():
-            if section in SECTIONS:
+            if section in instrumentable_sections():
                 self.refused[name] = f"libbpf loaded section {section!r} without asking"
             else:
                 self.beyond[name] = (

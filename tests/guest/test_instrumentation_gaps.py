@@ -10,7 +10,8 @@ import pytest
 from bpfunit import BpfunitError, Object, faults
 from bpfunit._sys.uapi import AttachType
 from bpfunit.coverage import CoverageRecorder
-from bpfunit.tailcalls import tailcalls
+from bpfunit.progtypes.packet import XdpMd
+from bpfunit.progtypes.sock_addr import SOCK_ADDR
 
 from ..objects import compiled
 
@@ -50,16 +51,17 @@ def test_a_program_beyond_rewriting_is_not_taken_for_one_that_lacks_its_probes(
 
 
 def test_the_fields_of_an_attach_type_that_nobody_knows_are_not_guessed() -> None:
-    with pytest.raises(BpfunitError, match="record the context of prog: attach type 0 is none"):
-        tailcalls._readable_fields("prog", AttachType.CGROUP_INET_INGRESS)
-    assert len(tailcalls._readable_fields("prog", AttachType.CGROUP_INET4_CONNECT)) == 6
+    with pytest.raises(BpfunitError, match="read the context: attach type 0 is none"):
+        SOCK_ADDR.readable_words(AttachType.CGROUP_INET_INGRESS)
+    assert len(SOCK_ADDR.readable_words(AttachType.CGROUP_INET4_CONNECT)) == 6
 
 
-def test_a_tail_call_of_a_type_whose_context_is_not_recorded_shows_none(bpf_load: Load) -> None:
+def test_a_tail_call_of_another_type_shows_that_types_context(bpf_load: Load) -> None:
     obj = bpf_load(compiled("tied"), programs=["on_xdp", "on_xdp_target"], trace_tail_calls=True)
     obj.maps.on_xdp_jumps[0] = obj.programs.on_xdp_target
     (call,) = obj.programs.on_xdp.run(data=bytes(64)).tail_calls
-    assert (call.target, call.ctx) == ("on_xdp_target", None)
+    assert call.target == "on_xdp_target"
+    assert isinstance(call.ctx, XdpMd)
 
 
 def test_more_tail_calls_than_are_recorded_are_an_error_and_not_a_shorter_list(

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from bpfunit.progtypes.base import LiveCalls
 
 _SK = BpfSockAddr.sk.offset
+# BPF_CGROUP_UNIX_CONNECT to BPF_CGROUP_UNIX_GETSOCKNAME, uapi linux/bpf.h of 6.7
+_UNIX = range(49, 54)
 _COMMON = ("user_family", "user_port", "family", "type", "protocol")
 
 
@@ -174,10 +176,18 @@ class SockAddrType(ProgramType):
         """Return the members of the context that a program of this attach type may read.
 
         Source: ``sock_addr_is_valid_access()`` in the kernel's ``net/core/filter.c``.
+
+        Raises:
+            BpfunitError: it is none of the type's, so that the context would look empty.
         """
         hook = HOOKS.get(attach_type)
+        if attach_type in _UNIX:
+            return _COMMON  # their address is not in the context
         if hook is None:
-            return _COMMON
+            raise BpfunitError(
+                f"read the context: attach type {attach_type} is none that bpfunit knows of a"
+                " cgroup_sock_addr program"
+            )
         version = 4 if hook.family == socket.AF_INET else 6
         source = (f"msg_src_ip{version}",) if hook.has_source else ()
         return (*_COMMON, f"user_ip{version}", *source)
