@@ -147,7 +147,7 @@ def test_a_tree_without_its_tools_says_how_to_make_them(kernel, source):
 
 def test_a_kernel_without_headers_points_to_the_other_engine(tmp_path, source):
     kernel = Kernel("6.16", "6.16.1", tmp_path, tmp_path, None, "trixie-backports 6.16.1-1")
-    with pytest.raises(ModuleBuildError, match=r"6\.16\.1.* without headers; .*--bpf-engine conn"):
+    with pytest.raises(ModuleBuildError, match=r"6\.16\.1.* without headers; .*--bpf-engine live"):
         module_for(kernel, source=source)
 
 
