@@ -35,6 +35,7 @@ class Tampered:
     """The engine testrun with its answers falsified."""
 
     name = "testrun"
+    is_test_run = True
 
     def __init__(self, **changes: object) -> None:
         self._real, self._changes = engines.get("testrun"), changes
