@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import execnet
 import pytest
+
+from bpfunit.guest.spec import GuestSpec
+from bpfunit.kernels import resolve
 
 pytest_plugins = ["pytester"]
 pytestmark = pytest.mark.host
@@ -90,3 +97,53 @@ def test_vandal_in_a_guest_changes_nothing_on_the_host(
     assert sentinel.poll() is None
     assert _sysctls() == before
     assert not Path("/sys/module/bpfunit_testrun").exists()
+
+
+WRITE = """
+import subprocess
+from pathlib import Path
+
+place = Path("/run/again")
+place.mkdir()
+options = "rw,trans=virtio,version=9p2000.L,access=any"
+command = ["mount", "-t", "9p", "-o", options, "again", str(place)]
+mounted = subprocess.run(command, capture_output=True, text=True)
+answers = {"mounted": mounted.stderr}
+below = Path(f"{place}{directory}")
+for name, action in {
+    "read": lambda: (below / "file").read_text(),
+    "write": lambda: (below / "file").write_text("vandalised"),
+    "create": lambda: (below / "new").write_text("from the guest"),
+    "remove": lambda: (below / "file").unlink(),
+    "mode": lambda: (below / "file").chmod(0o777),
+}.items():
+    try:
+        answers[name] = str(action())
+    except OSError as error:
+        answers[name] = error.errno
+channel.send(json.dumps(answers))
+"""
+
+
+def test_qemu_itself_keeps_the_hosts_files_from_being_written(tmp_path: Path):
+    """A guest that is root, and has a channel to the files that nothing else is mounted over."""
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "file").write_text("as it was", encoding="ascii")
+    again = ("-device", "virtio-9p-pci,fsdev=host,mount_tag=again")
+    xspec = GuestSpec(resolve(KERNEL), qemu_args=again).prepare(tmp_path / "guest")
+    group = execnet.Group()
+    try:
+        gateway = group.makegateway(xspec)
+        channel = gateway.remote_exec(f"import json\ndirectory = {str(kept)!r}\n{WRITE}")
+        answers = json.loads(channel.receive(timeout=120))
+    finally:
+        group.terminate(timeout=5)
+
+    refused = dict.fromkeys(("write", "create", "remove", "mode"), os.strerror(errno.EROFS))
+    said = {name: os.strerror(answers[name]) for name in refused}
+    assert answers["mounted"] == ""
+    assert answers["read"] == "as it was", "the guest sees the very files"
+    assert said == refused
+    assert [path.name for path in kept.iterdir()] == ["file"]
+    assert (kept / "file").read_text(encoding="ascii") == "as it was"

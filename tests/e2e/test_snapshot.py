@@ -13,7 +13,6 @@ from xml.etree import ElementTree
 import execnet
 import pytest
 
-from bpfunit._paths import cache_dir
 from bpfunit.guest.spec import GuestSpec
 from bpfunit.guest.tsc import tsc_khz
 from bpfunit.kernels import resolve
@@ -22,7 +21,14 @@ pytestmark = pytest.mark.host
 pytest_plugins = ["pytester"]
 
 KERNEL = os.environ.get("BPFUNIT_E2E_KERNEL", "6.12")
-MEMORY = 896  # a snapshot of our own, for this size of guest alone
+MEMORY = 896
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(cache_of_the_tests: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spoil no snapshot but our own: another run may be using those of the machine."""
+    monkeypatch.setenv("BPFUNIT_CACHE", str(cache_of_the_tests))
+
 
 TESTS = """
     import json, os, random, time
@@ -85,12 +91,11 @@ def test_two_guests_of_one_snapshot_share_nothing_of_the_past(
 
 
 def test_a_snapshot_that_does_not_load_is_named_and_the_guest_boots(
-    pytester: pytest.Pytester,
+    pytester: pytest.Pytester, cache_of_the_tests: Path
 ) -> None:
     pytester.makepyfile("def test_runs(): pass")
     assert run(pytester, "--guest-cpus=2").ret == 0
-    # The one that was used last; others may be in use beside this test.
-    slots = (cache_dir() / "snapshots").glob("*/meta.json")
+    slots = (cache_of_the_tests / "snapshots").glob("*/meta.json")
     slot = max((path.parent for path in slots), key=lambda path: path.stat().st_mtime)
     state = (slot / "state").read_bytes()
     (slot / "state").write_bytes(state[: len(state) // 2])

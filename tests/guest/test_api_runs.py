@@ -121,9 +121,13 @@ def test_own_context_is_passed_as_it_is(obj: Object) -> None:
 
 def test_context_that_no_call_shows_is_refused_by_the_kernel(obj: Object) -> None:
     context = obj.programs.redirect4.craft("10.96.0.1:80")
+    assert obj.programs.redirect4.run(ctx=context).retval == 1
     context.user_family = socket.AF_UNSPEC  # connect(2) disconnects, and asks no program
-    with pytest.raises(SyscallError):
-        obj.programs.redirect4.run(ctx=context)
+    with socket.socket() as sock:
+        with pytest.raises(SyscallError) as refused:
+            obj.programs.redirect4.run(ctx=context, sock=sock)
+        assert refused.value.errno == errno.EAFNOSUPPORT
+        assert sock not in obj.maps.seen_storage
 
 
 def test_address_that_the_hook_never_sees_is_refused_with_the_remedy(obj: Object) -> None:

@@ -137,7 +137,13 @@ def test_nothing_is_sent(oracle: bpfunit.Object):
     plan(oracle)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
         receiver.bind(("127.0.0.1", 0))
-        oracle.programs.sendmsg4.run(receiver.getsockname())
+        run = oracle.programs.sendmsg4.run(receiver.getsockname())
+        assert run.untouched, "the run was to send to the receiver"
+        assert oracle.maps.sightings[0].runs == 1
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"of the test", receiver.getsockname())
+        receiver.settimeout(10)
+        assert receiver.recv(64) == b"of the test", "what the run sent came first"
         receiver.setblocking(False)
         with pytest.raises(BlockingIOError):
             receiver.recv(64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import subprocess
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 pytestmark = pytest.mark.guest
 
 
-def test_host_tree_cannot_be_mounted_for_writing(tmp_path: Path):
+def test_host_tree_cannot_be_mounted_a_second_time(tmp_path: Path):
     tags = list(Path("/sys/bus/virtio/drivers/9pnet_virtio").glob("virtio*/mount_tag"))
     assert tags, "the guest has its files from the host over 9p"
     tag = tags[0].read_text(encoding="ascii").rstrip("\0\n")
@@ -20,16 +19,12 @@ def test_host_tree_cannot_be_mounted_for_writing(tmp_path: Path):
 
     mounted = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
-    if mounted.returncode:
-        # the kernel gives a 9p channel to one mount alone, and has one below the overlay already
-        assert "already mounted" in mounted.stderr
-        return
-    try:
-        with pytest.raises(OSError) as refusal:
-            (tmp_path / "tmp/bpfunit-was-here").write_text("x", encoding="ascii")
-        assert refusal.value.errno == errno.EROFS
-    finally:
+    # The kernel gives a 9p channel to one mount alone, and has one below the overlay already.
+    # What a second channel to the same files may do: tests/e2e/test_isolation.py.
+    if mounted.returncode == 0:
         subprocess.run(["umount", str(tmp_path)], check=True, timeout=60)
+    assert mounted.returncode != 0
+    assert "already mounted" in mounted.stderr
 
 
 def test_no_mount_of_the_host_is_within_reach():

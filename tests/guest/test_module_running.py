@@ -88,14 +88,25 @@ def test_signal_ends_a_long_run() -> None:
 
 
 def test_killed_process_leaves_a_long_run() -> None:
-    child = os.fork()
-    if child == 0:
-        with RawProgram(rawrun.ALLOW) as program:
-            program.run(program.craft(dst="10.0.0.1:80"), repeat=FOREVER)
-        os._exit(1)
-    time.sleep(0.3)
-    os.kill(child, signal.SIGKILL)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    with Cells() as cells, RawProgram(rawrun.count(cells) + rawrun.ALLOW) as program:
+        crafted = program.craft(dst="10.0.0.1:80")
+        child = os.fork()
+        if child == 0:
+            try:
+                program.run(crafted, repeat=FOREVER)
+            finally:
+                os._exit(1)  # an exception would unwind into the copy of the worker
+        deadline = time.monotonic() + 20
+        while cells.read()[0] == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        runs = cells.read()[0]
+        os.kill(child, signal.SIGKILL)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert runs > 0, "the child ended, or hung, before the program ran"
+        assert status == -signal.SIGKILL
+        ended = cells.read()[0]
+        time.sleep(0.1)
+        assert cells.read()[0] == ended, "the program runs on without its process"
 
 
 def test_others_get_the_processor_and_the_socket_during_a_long_run() -> None:
