@@ -6,6 +6,9 @@
 #   env       shell assignments: environment, and BPFUNIT_CWD, BPFUNIT_COMMAND, BPFUNIT_MODULES
 # or: bpfunit.snapshot, a guest to take a snapshot of. Then a Python from the initramfs gets warm
 # first (/warm.sh, warm.py), and DIR comes over port 2 once the snapshot was restored.
+#
+# Each pattern of a port's name matches one: a guest has one such device. `cd` is to what was just mounted.
+# shellcheck shell=dash disable=SC2046,SC2144,SC2164
 # Ports: 1 is the command's standard input and output, 2 is for reports, a line each:
 #   clock S       seconds since the boot, for the host to see whether the clock runs at its rate
 #   ready S       the same a second later; the snapshot can be taken. Answered by "again" for the two

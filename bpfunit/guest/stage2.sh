@@ -1,4 +1,6 @@
 # Second half of the guest's first process, in the host's tree. See init.sh.
+# BusyBox has `read -t`, and the pattern of a port matches one; see there.
+# shellcheck shell=dash disable=SC2046,SC3045
 bb=/run/bpfunit/busybox
 cd /
 warm=$BPFUNIT_WARM
