@@ -4,6 +4,7 @@
 #   PYTEST_ARGS  further arguments for pytest
 #   BENCH_ARGS   further arguments for the benchmarks
 #   BENCH_ACCEL  icount (exact), kvm or tcg
+#   SUITE        Debian suite for `make fresh`: bookworm, trixie, forky, sid
 #   V=1          show the commands
 
 KERNELS ?= 6.12
@@ -13,6 +14,7 @@ BENCH_ARGS ?=
 # Debian's own interpreter where there is one: its bcc bindings are built for it.
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 VENV ?= .venv
+SUITE ?= bookworm
 V ?=
 
 export PYTHON VENV V
@@ -31,10 +33,10 @@ KERNEL_ARGS := $(foreach kernel,$(KERNELS),--kernel $(kernel))
 OBJECT_ARGS := $(if $(OBJECT),--bpf-object $(abspath $(OBJECT)))
 
 .DELETE_ON_ERROR:
-.PHONY: help vmtest test check bench coverage stacks mutants docs findings kmod bpf clean setup setup-test
+.PHONY: help vmtest test test-long fresh check bench coverage stacks mutants docs findings kmod bpf clean setup setup-test
 
 help:
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 	@echo; sed -n '/^# The same/,/^$$/s/^# \?//p' $(MAKEFILE_LIST)
 
 setup:
@@ -59,6 +61,13 @@ check: setup-test ## linters, types, formats, without running anything
 test: check bpf ## everything: checks, host tests, guests, the matrix, the ways a guest dies
 	$(Q)$(MAKE) $(QUIET) -C bench
 	$(Q)tools/test
+
+test-long: check bpf ## what takes hours: every kernel with everything, long fuzzing, each mutant
+	$(Q)$(MAKE) $(QUIET) -C bench
+	$(Q)tools/test host guests foreign everywhere stacks fuzz mutants e2e
+
+fresh: ## the two commands of the README in an empty root of SUITE, as root and as a user with sudo
+	$(Q)tools/fresh $(SUITE)
 
 bench: bpf ## what each path of the hook costs, instruction-exact, on KERNELS
 	$(Q)$(MAKE) $(QUIET) -C bench
