@@ -102,6 +102,7 @@ class Meddling:
     """The engine testrun, followed by an entry that the program never made."""
 
     name = "testrun"
+    is_test_run = True
 
     def __init__(self, obj: Object) -> None:
         self._real, self._map = engines.get("testrun"), obj.maps.entries
@@ -128,6 +129,7 @@ def test_value_is_compared_though_its_key_is_chance(load: Load, monkeypatch: pyt
 
     class Falsifying:
         name = "testrun"
+        is_test_run = True
 
         def run(self, program: bpfunit.Program, request: Request) -> RawOutcome:
             outcome = real.run(program, request)
