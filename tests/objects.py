@@ -64,6 +64,7 @@ def linked_halves() -> Path:
 
 #: The compilers of this machine: the one that is called clang, and those with a version.
 CLANGS = [name for name in ("clang", *(f"clang-{n}" for n in range(14, 31))) if shutil.which(name)]
+NEWEST = max(CLANGS, key=lambda name: int(name.partition("-")[2] or 0))
 
 
 if __name__ == "__main__":
@@ -72,6 +73,8 @@ if __name__ == "__main__":
     for one in CLANGS:
         compiled("variables", clang=one)
         stripped(compiled("mapkinds", clang=one))
+    if int(NEWEST.partition("-")[2] or 0) >= 18:  # that knows the fourth version
+        compiled("young", clang=NEWEST, flags=["-mcpu=v4"])
     stripped(compiled("sized"))
     linked_halves()
     compiled("pins", "OTHER")

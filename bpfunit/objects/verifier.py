@@ -16,6 +16,17 @@ _SHOWN = 6
 # what the log or errno says -> what to do about it
 _REMEDIES: tuple[tuple[str, str], ...] = (
     (
+        # sign extension, gotol, bswap and signed division of the fourth version, Linux 6.6
+        r"unknown opcode (06|81|89|91|d7)|BPF_(LDX|MOV|ALU|END|JA) uses reserved fields",
+        "the object has instructions that kernels before 6.6 lack (-mcpu=v4, which clang 20 and"
+        " later may take by default): compile it with -mcpu=v3",
+    ),
+    (
+        # what bpf_set_retval() takes; the hook hands it to the caller as an errno
+        r"At bpf_set_retval the register",
+        "bound the value that bpf_set_retval() gets: from Linux 7.2 on only 0 and -4095..-1 pass",
+    ),
+    (
         r"invalid func",
         "this kernel does not have the helper: guard the call with a CO-RE feature test"
         " (bpf_core_enum_value_exists), or mark the test needs(helper=…)",

@@ -22,7 +22,7 @@ from bpfunit import (
     port,
 )
 
-from ..objects import CLANGS, compiled, linked_halves, stripped
+from ..objects import CLANGS, NEWEST, compiled, linked_halves, stripped
 
 pytestmark = pytest.mark.guest
 
@@ -357,3 +357,29 @@ def test_stripped_objects_of_every_compiler_run(bpf_load: Load, clang: str) -> N
     obj = bpf_load(stripped(compiled("mapkinds", clang=clang)))
     obj.maps.items[1] = {"flag": 1, "_anonymous0": ip4("10.0.0.9")}
     assert obj.programs.visit.run("10.1.1.1:80").dst == "10.0.0.9:80"
+
+
+# -- what a kernel refuses
+
+
+def kernel() -> tuple[int, ...]:
+    return tuple(int(part) for part in RELEASE.split(".")[:2])
+
+
+@pytest.mark.skipif(int(NEWEST.partition("-")[2] or 0) < 18, reason="-mcpu=v4 needs clang 18")
+def test_instructions_that_a_kernel_lacks_name_the_flag(bpf_load: Load) -> None:
+    young = compiled("young", clang=NEWEST, flags=["-mcpu=v4"])
+    if kernel() >= (6, 6):
+        assert bpf_load(young).programs.go.run("10.1.1.1:80").retval == 1
+        return
+    with pytest.raises(VerifierError, match="compile it with -mcpu=v3"):
+        bpf_load(young)
+
+
+def test_return_value_without_bounds_says_which_bounds(bpf_load: Load) -> None:
+    if (5, 18) <= kernel() < (7, 2):
+        assert bpf_load(compiled("unbounded")).programs.go
+        return
+    expected = r"-4095\.\.-1" if kernel() >= (7, 2) else "does not have the helper"
+    with pytest.raises(VerifierError, match=expected):
+        bpf_load(compiled("unbounded"))
