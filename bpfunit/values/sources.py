@@ -139,20 +139,29 @@ def load_types(path: str | os.PathLike[str], flags: Sequence[str] = ()) -> Types
     Raises:
         BtfError: the file has no types, or clang refused it.
     """
-    file = Path(path)
+    file = Path(path).absolute()
     try:
-        if file.suffix in _C_SUFFIXES and file.is_file():
-            return compiled_types(file, flags)
-        with file.open("rb") as opened:
-            start = opened.read(4)
+        stat = file.stat()
+        return _types_of_file(file, tuple(flags), stat.st_mtime_ns, stat.st_size, Path.cwd())
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise BtfError(f"read types of {os.fspath(path)}: {reason}") from None
+        raise BtfError(f"read types of {file}: {reason}") from None
+
+
+@lru_cache(maxsize=64)
+def _types_of_file(
+    file: Path, flags: tuple[str, ...], _mtime: int, _size: int, _directory: Path
+) -> Types:
+    """Read a file once per process: every load asks for the session's files."""
+    if file.suffix in _C_SUFFIXES:
+        return compiled_types(file, flags)
+    with file.open("rb") as opened:
+        start = opened.read(4)
     if start[:2] == btfbytes.MAGIC.to_bytes(2, "little"):
         return types_of(file.read_bytes(), file.name)
     if start != _ELF:
         raise BtfError(
-            f"read types of {os.fspath(path)}: neither a C header or source (.h, .c), nor BTF,"
+            f"read types of {file}: neither a C header or source (.h, .c), nor BTF,"
             " nor an object (compile it with clang -g -target bpf)"
         )
     return _elf_types(file)

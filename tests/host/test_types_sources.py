@@ -22,6 +22,7 @@ VALUE = ["+0 kind: u8", "+1 address: u32", "+5 ports: u32[4]"]
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BPFUNIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv(typefiles.DIRECTORY_VARIABLE, raising=False)
+    sources._types_of_file.cache_clear()
     sources.use_for_session([])
 
 
@@ -112,11 +113,20 @@ def test_compiled_header_is_kept_until_it_changes(
     monkeypatch.setattr(
         typefiles, "_compile", lambda *a, run=typefiles._compile: compiles.append(a) or run(*a)
     )
+    sources._types_of_file.cache_clear()
     load_types(header)
     assert not compiles
     header.write_text("struct kept { int one, two; };\n")
     assert ctypes.sizeof(load_types(header).kept) == 8
     assert len(compiles) == 1
+
+
+def test_file_is_read_once_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    sources.use_for_session([HEADER, compiled("sized")])
+    first = sources.named_types(None)
+    monkeypatch.setattr(sources, "compiled_types", None)
+    monkeypatch.setattr(sources, "_elf_types", None)
+    assert sources.named_types(None) == first
 
 
 def test_machine_without_clang_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
