@@ -7,6 +7,7 @@ SIGKILL, as a guest does.
 from __future__ import annotations
 
 import re
+import signal
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "matrix.md"
 SUITE = """
 import os, signal, pytest
 
-def test_good(): pass
+def test_good(record_property):
+    record_property("policy", __import__("signal").SIGKILL)
 def test_differs(label): assert label != "5.10", "only newer kernels can"
 def test_fails_everywhere(): assert False
 @pytest.mark.skip(reason="not | today")
@@ -128,6 +130,16 @@ def test_junit_of_each_kernel_has_its_deaths_and_gaps_as_errors(deadly: Finished
         "test_after": ["missing"],
         "test_last": ["missing"],
     }
+
+
+def test_a_property_that_no_channel_carries_is_in_junit_as_its_text(mixed: Finished):
+    for name in ("junit-5.10.xml", "junit-7.3.xml", "merged.xml"):
+        cases = {
+            case.get("name", "").partition("@")[0]: case
+            for case in mixed.suite(name).iter("testcase")
+        }
+        found = [(p.get("name"), p.get("value")) for p in cases["test_good"].iter("property")]
+        assert found == [("policy", str(signal.SIGKILL))]
 
 
 def test_junit_names_and_counts_agree_with_pytests_own(mixed: Finished):
