@@ -64,7 +64,14 @@ _OF_SHELLS = (
     "SHLVL",
 )
 # PYTEST_* that speak of the host's own process, and what bpfunit says to itself.
-_OF_PYTEST = ("PYTEST_CURRENT_TEST", "PYTEST_XDIST_*", "BPFUNIT_GUEST", "BPFUNIT_ACCEL")
+_OF_PYTEST = (
+    "PYTEST_CURRENT_TEST",
+    "PYTEST_XDIST_*",
+    "BPFUNIT_GUEST",
+    "BPFUNIT_ACCEL",
+    "BPFUNIT_WARM",
+    "_bpfunit_*",
+)
 
 _NAME = re.compile("[A-Za-z_][A-Za-z0-9_]*")  # what the guest's shell can export
 

@@ -1,31 +1,32 @@
-# Second half of the guest's first process, in the host's tree. See init.sh.
+# Second half of the guest's first process, in the host's tree. See init.sh. Its variables begin with
+# _bpfunit_, since the worker's may have any other name.
 # BusyBox has `read -t`, and the pattern of a port matches one; see there.
 # shellcheck shell=dash disable=SC2046,SC3045
-bb=/run/bpfunit/busybox
+_bpfunit_bb=/run/bpfunit/busybox
 cd /
-warm=$BPFUNIT_WARM
+_bpfunit_warm=$BPFUNIT_WARM
 unset BPFUNIT_WARM
 . /run/bpfunit/env
-$bb mount -t sysfs sys /sys
-$bb mkdir -p /dev/pts /dev/shm
-$bb mount -t devpts -o mode=620,ptmxmode=666 pts /dev/pts
-$bb mount -t tmpfs -o mode=1777 shm /dev/shm
-$bb mount -t cgroup2 cgroup2 /sys/fs/cgroup
-$bb mount -t bpf bpf /sys/fs/bpf
-$bb mount -t debugfs debug /sys/kernel/debug
-$bb mount -t tracefs trace /sys/kernel/tracing
-for link in fd:fd stdin:fd/0 stdout:fd/1 stderr:fd/2; do
-  $bb ln -sfn "/proc/self/${link#*:}" "/dev/${link%%:*}"
+$_bpfunit_bb mount -t sysfs sys /sys
+$_bpfunit_bb mkdir -p /dev/pts /dev/shm
+$_bpfunit_bb mount -t devpts -o mode=620,ptmxmode=666 pts /dev/pts
+$_bpfunit_bb mount -t tmpfs -o mode=1777 shm /dev/shm
+$_bpfunit_bb mount -t cgroup2 cgroup2 /sys/fs/cgroup
+$_bpfunit_bb mount -t bpf bpf /sys/fs/bpf
+$_bpfunit_bb mount -t debugfs debug /sys/kernel/debug
+$_bpfunit_bb mount -t tracefs trace /sys/kernel/tracing
+for _bpfunit_link in fd:fd stdin:fd/0 stdout:fd/1 stderr:fd/2; do
+  $_bpfunit_bb ln -sfn "/proc/self/${_bpfunit_link#*:}" "/dev/${_bpfunit_link%%:*}"
 done
-$bb ip link set lo up
+$_bpfunit_bb ip link set lo up
 echo bpfunit >/proc/sys/kernel/hostname
 if [ -n "$BPFUNIT_MODULES" ] && [ ! -e "/lib/modules/${BPFUNIT_MODULES##*/}" ]; then
-  $bb mkdir -p /lib/modules
-  $bb ln -s "$BPFUNIT_MODULES" "/lib/modules/${BPFUNIT_MODULES##*/}"
+  $_bpfunit_bb mkdir -p /lib/modules
+  $_bpfunit_bb ln -s "$BPFUNIT_MODULES" "/lib/modules/${BPFUNIT_MODULES##*/}"
 fi
 
 echo up >&3
-if [ -n "$warm" ]; then
+if [ -n "$_bpfunit_warm" ]; then
   echo rooted >&5
   exec 5>&-
 else
@@ -44,18 +45,18 @@ fi
 # Lines from the report pipe go out as they are. The beat comes through it too: a read with a time
 # limit of its own would now and then break off in the middle of a line, and lose it. Reading from a
 # pipe that nobody writes to is a sleep without a process.
-$bb mkfifo /run/bpfunit/silence
+$_bpfunit_bb mkfifo /run/bpfunit/silence
 (
   exec 3>&- 6<>/run/bpfunit/silence
   echo -1000 >/proc/self/oom_score_adj
   while :; do
-    read -r -t 2 line <&6
+    read -r -t 2 _bpfunit_line <&6
     echo beat
   done >&4
 ) &
-line=
-until [ "${line%% *}" = exit ]; do
-  read -r line <&4
-  echo "$line" >&3
+_bpfunit_line=
+until [ "${_bpfunit_line%% *}" = exit ]; do
+  read -r _bpfunit_line <&4
+  echo "$_bpfunit_line" >&3
 done
-$bb reboot -f
+$_bpfunit_bb reboot -f

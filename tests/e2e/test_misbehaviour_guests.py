@@ -81,6 +81,9 @@ def test_what_the_channel_cannot_carry_fails_its_test_and_ends_no_worker(
 
         def test_given(): assert os.environ["GIVEN"] == "a=b c" and os.environ["TMUX"] == "t"
 
+        def test_names_that_the_guests_shell_might_use():
+            assert (os.environ["line"], os.environ["bb"]) == ("one\\ntwo", "/nowhere")
+
         def test_withheld(): assert "SSH_AUTH_SOCK" not in os.environ
 
         def test_last_and_failing(record_property):
@@ -90,7 +93,14 @@ def test_what_the_channel_cannot_carry_fails_its_test_and_ends_no_worker(
             assert False
         """
     )
-    for name, value in {"MYPROJECT_OBJ": "x", "TMUX": "t", "SSH_AUTH_SOCK": "/nowhere"}.items():
+    for name, value in {
+        "MYPROJECT_OBJ": "x",
+        "TMUX": "t",
+        "SSH_AUTH_SOCK": "/nowhere",
+        "line": "one\ntwo",
+        "warm": "1",
+        "bb": "/nowhere",
+    }.items():
         pytester._monkeypatch.setenv(name, value)
     result = run(pytester, "--guest-env=GIVEN=a=b c", "--guest-env", "TMUX")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
