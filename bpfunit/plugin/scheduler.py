@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from xdist.report import report_collection_diff
-from xdist.scheduler import LoadScheduling
+from xdist.scheduler import LoadScheduling, Scheduling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 
-class MatrixScheduling:
+class MatrixScheduling(Scheduling):  # type: ignore[misc]  # xdist declares no types
     """One of xdist's load schedulers for each kernel, behind the interface of one.
 
     Args:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 
 import pytest
 from matrix_runs import run
+from xdist.scheduler import Scheduling
+
+from bpfunit.plugin.scheduler import MatrixScheduling
 
 pytestmark = pytest.mark.host
 
@@ -92,3 +96,14 @@ def test_a_guest_that_replaces_another_and_collects_differently_runs_no_wrong_te
         "test_left": "missing",
         "test_last": "missing",
     }
+
+
+def test_all_that_xdist_asks_of_a_scheduler_is_there_with_its_parameters():
+    """The protocol's own methods would answer None; a member that a new xdist adds is seen here."""
+    asked = [name for name in vars(Scheduling) if not name.startswith("_")]
+    assert "schedule" in asked
+    for name in asked:
+        ours, theirs = vars(MatrixScheduling)[name], vars(Scheduling)[name]
+        assert isinstance(ours, property) == isinstance(theirs, property), name
+        if not isinstance(ours, property):
+            assert list(signature(ours).parameters) == list(signature(theirs).parameters), name
