@@ -64,7 +64,7 @@ test: check bpf ## everything: checks, host tests, guests, the matrix, the ways 
 
 test-long: check bpf ## what takes hours: every kernel with everything, long fuzzing, each mutant
 	$(Q)$(MAKE) $(QUIET) -C bench
-	$(Q)tools/test host guests foreign everywhere stacks fuzz mutants e2e
+	$(Q)tools/test host guests foreign everywhere stacks compilers fuzz mutants e2e
 
 fresh: ## the two commands of the README in an empty root of SUITE, as root and as a user with sudo
 	$(Q)tools/fresh $(SUITE)
@@ -82,7 +82,7 @@ coverage: bpf ## branch coverage of the hook by its tests; HTML in build/coverag
 		--bpf-cov-report=term-missing --bpf-cov-report=html:build/coverage $(PYTEST_ARGS)
 
 stacks: bpf ## every libbpf and every compiler of Debian's suites, unpacked into the cache: a table
-	$(Q)tools/test stacks
+	$(Q)PATH="$(BIN):$$PATH" $(BIN)/python -m tests.stacks --kernel $(firstword $(KERNELS))
 
 mutants: bpf ## break the hook in many small ways; every one has to be noticed
 	$(Q)PATH="$(BIN):$$PATH" $(BIN)/python -m tests.mutants $(KERNEL_ARGS) $(PYTEST_ARGS)
