@@ -167,7 +167,7 @@ _SEEN, _RETVAL, _CTX = 8, 12, 16
 _CURRENT_PID_TGID, _KTIME_GET_NS, _GET_RETVAL = 14, 5, 186  # enum bpf_func_id
 
 
-def _observer(map_fd: int, *, with_retval: bool) -> bytes:
+def _observer(map_fd: int, *, with_thread: bool, with_retval: bool) -> bytes:
     def call(helper: int) -> asm.Insn:
         return asm.Insn(asm.JMP | asm.CALL, imm=helper)
 
@@ -177,9 +177,11 @@ def _observer(map_fd: int, *, with_retval: bool) -> bytes:
     body += [asm.load(4, 1, 7, _SEEN), asm.alu_imm(asm.ADD, 1, 1), asm.store(4, 7, _SEEN, 1)]
     # without bpf_get_retval() the call itself has to show whether the program let it pass
     body += [asm.mov_imm(0, 0 if with_retval else 1), asm.exit_()]
-    head = [asm.mov_reg(6, 1), call(_CURRENT_PID_TGID), *asm.load_map_value(7, map_fd, 0)]
-    head += [asm.load(8, 1, 7, 0)]
+    head = [asm.mov_reg(6, 1), *([call(_CURRENT_PID_TGID)] if with_thread else [])]
+    head += [*asm.load_map_value(7, map_fd, 0), asm.load(8, 1, 7, 0)]
     not_ours = asm.Insn(asm.JMP | asm.JNE | asm.SRC_REG, 0, 1, len(body))
+    if not with_thread:  # 5.10 does not tell the type who asks: then whoever does while we ask
+        not_ours = asm.branch_imm(asm.JEQ, 1, 0, len(body))
     return asm.encode([*head, not_ours, *body, asm.mov_imm(0, 1), asm.exit_()])
 
 
@@ -200,8 +202,8 @@ class DeviceCalls:
         self._fd, self._with_retval = self._load()
 
     def _load(self) -> tuple[int, bool]:
-        for with_retval in (True, False):
-            code = _observer(self._map, with_retval=with_retval)
+        for with_thread, with_retval in ((True, True), (True, False), (False, False)):
+            code = _observer(self._map, with_thread=with_thread, with_retval=with_retval)
             fd, log = bpf.prog_load(
                 "bpfunit_behind", ProgType.CGROUP_DEVICE, AttachType.CGROUP_DEVICE, code
             )
