@@ -12,6 +12,7 @@ import contextlib
 import os
 import traceback
 from collections.abc import Generator
+from os import getpid  # by its own name: a test may patch os.getpid until its tear-down
 
 import pytest
 
@@ -44,14 +45,14 @@ class Forks:
 
     def _watch(self, item: pytest.Item) -> Generator[None, object, object]:
         __tracebackhide__ = True
-        process = os.getpid()
+        process = getpid()
         try:
             result = yield
         except BaseException as error:
-            if os.getpid() != process:
+            if getpid() != process:
                 self._end(item, error)
             raise
-        if os.getpid() != process:
+        if getpid() != process:
             self._end(item, None)
         if said := self._heard():
             pytest.fail(said, pytrace=False)

@@ -193,6 +193,11 @@ WAYS: dict[str, Way] = {
     "forked child that fails where the parent passes": Way(
         FAILED, "def test_way():\n    if os.fork(): os.wait()\n    else: raise KeyboardInterrupt"
     ),
+    "os.getpid patched until the tear-down": Way(
+        OK,
+        "def test_way(monkeypatch): monkeypatch.setattr(os, 'getpid', lambda: 7)",
+        lacks=(),
+    ),
     "sys.exit in a forked child": Way(
         OK, "def test_way():\n    if os.fork(): os.wait()\n    else: sys.exit(3)", lacks=()
     ),
