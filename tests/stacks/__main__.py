@@ -137,7 +137,10 @@ def main() -> int:
     ]
     if hooks:
         rows.append(
-            ["the hook's suite, branches", *(hooks[tool].cell(tool.name) for tool in tools)]
+            [
+                "the hook's suite, branches",
+                *(hooks[tool].cell(tool.name) if tool in hooks else "not asked" for tool in tools),
+            ]
         )
     print(f"\n{table(rows)}\n\nstacks: {time.monotonic() - started:.0f} s on {places} processors")
     whole = all(
