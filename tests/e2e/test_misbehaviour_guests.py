@@ -218,6 +218,7 @@ def test_another_libbpf_by_the_loaders_path_is_the_one_in_guests(
     mine = pytester.mkdir("mine") / "libbpf.so.1"
     shutil.copy(theirs, mine)
     monkeypatch.setenv("LD_LIBRARY_PATH", str(mine.parent))
+    monkeypatch.delenv("BPFUNIT_SNAPSHOT", raising=False)
     pytester.makepyfile(
         f"""
         import bpfunit
@@ -228,6 +229,6 @@ def test_another_libbpf_by_the_loaders_path_is_the_one_in_guests(
             assert {str(mine)!r} in maps and {theirs!r} not in maps
         """
     )
-    result = run(pytester)
+    result = run(pytester, "--guest-accel=tcg")
     assert result.ret == 0
     result.stdout.fnmatch_lines(["bpfunit: kernel *; boots, since LD_LIBRARY_PATH is set"])

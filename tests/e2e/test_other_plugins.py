@@ -92,7 +92,7 @@ NEIGHBOURS = {
         "def test_seed(n, request): assert request.config.option.randomly_seed == 7\n",
         ("--randomly-seed=7",),
         passed=3,
-        says=("random seed: 7",),
+        says=("Using --randomly-seed=7",),
     ),
     "random-order": Neighbour(
         ("pytest-random-order==1.2.0",),
