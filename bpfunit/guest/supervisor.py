@@ -316,7 +316,10 @@ class Supervisor:
         with contextlib.suppress(BrokenPipeError):  # QEMU ended, as the empty answer tells
             self._monitor.sendall(json.dumps(request).encode())
         while True:
-            line = self._monitor_lines.readline()
+            try:
+                line = self._monitor_lines.readline()
+            except ConnectionResetError:  # QEMU ended with a request unread
+                line = ""
             answer = json.loads(line) if line else {"error": {"desc": self._qemu_said()}}
             if not line or answer.get("id") == self._asked:  # else an event, or the greeting
                 break
