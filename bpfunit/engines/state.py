@@ -14,12 +14,13 @@ from bpfunit._sys.uapi import Cmd, MapType
 from bpfunit.engines import NotApplicableError
 from bpfunit.engines.sockets import may_change
 from bpfunit.objects.maps import Map
+from bpfunit.objects.queues import QueueMap
 
 # (the map's name and id, the key's bytes) to the value's bytes; a socket's storage has the key b""
 State = dict[tuple[str, bytes], bytes]
 
 _STATELESS = uapi.FD_MAPS | uapi.SOCKET_MAPS | {MapType.RINGBUF}
-_KEYLESS = {MapType.QUEUE, MapType.STACK, MapType.BLOOM_FILTER}
+_QUEUES = {MapType.QUEUE, MapType.STACK}
 _CONSTANT = 1 << 7  # BPF_F_RDONLY_PROG: .rodata, which no run changes
 
 
@@ -35,13 +36,14 @@ class ProgramState:
         prog_fd: the program.
 
     Raises:
-        NotApplicableError: a map has no keys (queue, stack), so that it cannot be put back.
+        NotApplicableError: a map is a bloom filter, which cannot be read or put back.
     """
 
     def __init__(self, prog_fd: int) -> None:
         self._resources = ExitStack()
         self._plain: dict[int, Map] = {}
         self._storages: dict[int, Map] = {}
+        self._queues: dict[int, QueueMap] = {}
         self.may_change_socket = False
         seen: set[int] = set()
         try:
@@ -59,12 +61,14 @@ class ProgramState:
             fd = bpf.fd_by_id("open map", Cmd.MAP_GET_FD_BY_ID, map_id)
             one = Map(fd, owned=True)
             self._resources.callback(one.close)
-            if one.type in _KEYLESS:
+            if one.type == MapType.BLOOM_FILTER:
                 raise NotApplicableError(
-                    f"put map {one.name} back between the engines: a queue or stack has no keys;"
+                    f"put map {one.name} back between the engines: a bloom filter cannot be read;"
                     " run on one engine at a time"
                 )
-            if one.type == MapType.SK_STORAGE:
+            if one.type in _QUEUES:
+                self._queues[map_id] = QueueMap(fd)
+            elif one.type == MapType.SK_STORAGE:
                 self._storages[map_id] = one
             elif one.type == MapType.PROG_ARRAY:
                 for prog_id in _programs_in(one):
@@ -87,6 +91,9 @@ class ProgramState:
             value = None if sock is None else one.lookup(sock.fileno())
             if value is not None:
                 state[f"{one.name}#{map_id}", b""] = value
+        for map_id, queue in self._queues.items():
+            for n, raw in enumerate(queue.snapshot_values()):
+                state[f"{queue.name}#{map_id}", n.to_bytes(4, "big")] = raw
         return state
 
     def restore(self, found: State, wanted: State, sock: socket.socket | None) -> None:
@@ -97,9 +104,13 @@ class ProgramState:
             wanted: the state as it is to be.
             sock: the socket that both were taken with.
         """
+        for map_id, queue in self._queues.items():
+            name = f"{queue.name}#{map_id}"
+            places = sorted(place for place in wanted if place[0] == name)
+            queue.restore_values([wanted[place] for place in places])
         maps = {f"{m.name}#{n}": m for n, m in (self._plain | self._storages).items()}
         for place in found.keys() | wanted.keys():
-            if found.get(place) == wanted.get(place):
+            if place[0] not in maps or found.get(place) == wanted.get(place):
                 continue
             one, key = maps[place[0]], place[1]
             if not key:

@@ -52,6 +52,26 @@ class QueueMap(Map):
         while self._call("pop from", Cmd.MAP_LOOKUP_AND_DELETE_ELEM, empty) is not None:
             pass
 
+    def snapshot_values(self) -> list[bytes]:
+        """Return the bytes of all values, the next one first; they are taken out and put back."""
+        empty, values = bytes(self._value_room), list[bytes]()
+        while True:
+            raw = self._call("pop from", Cmd.MAP_LOOKUP_AND_DELETE_ELEM, empty)
+            if raw is None:
+                break
+            values.append(raw)
+        self._fill(values)
+        return values
+
+    def restore_values(self, values: list[bytes]) -> None:
+        """Hold exactly these values, as :meth:`snapshot_values` gave them."""
+        self.clear()
+        self._fill(values)
+
+    def _fill(self, values: list[bytes]) -> None:
+        for raw in reversed(values) if self.type == MapType.STACK else values:
+            self._call("push to", Cmd.MAP_UPDATE_ELEM, raw)
+
     def _next(self, verb: str, command: Cmd) -> Any:
         raw = self._call(verb, command, bytes(self._value_room))
         if raw is None:

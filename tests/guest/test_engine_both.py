@@ -101,3 +101,22 @@ def test_run_of_one_engine_alone_is_not_applicable(oracle: bpfunit.Object):
     with pytest.raises(bpfunit.NotApplicableError):
         oracle.programs.sendmsg4.run("10.1.2.3:0")
     assert oracle.maps.sightings[0].runs == 0
+
+
+def test_queue_and_stack_are_put_back_between_the_engines(
+    bpf_load: Callable[..., bpfunit.Object],
+) -> None:
+    obj = bpf_load(compiled("mapkinds"), programs=["visit"], engine="both")
+    queue, stack = obj.maps.waiting, obj.maps.pile
+    for value in (7, 8):
+        queue.push(value)
+        stack.push(value)
+
+    assert obj.programs.visit.run("10.1.1.1:80").retval == 1
+
+    address = int(bpfunit.ip4("10.1.1.1"))
+    assert [int(queue.pop()) for _ in range(3)] == [7, 8, address]
+    assert [int(stack.pop()) for _ in range(3)] == [address, 8, 7]
+    for emptied in (queue, stack):
+        with pytest.raises(IndexError):
+            emptied.pop()
