@@ -1,6 +1,6 @@
 """Faults that real systems produce, each undone when its block ends, whatever happens in it.
 
-Two kinds. *Stubs* replace calls of a helper as the program is loaded; hand them to
+Two groups. *Stubs* replace calls of a helper as the program is loaded; hand them to
 ``bpfunit.load(path, instrument=[stub])``. *Real* faults exhaust what the kernel checks, and need no
 reload.
 """
@@ -220,7 +220,7 @@ def full_map(target: Map) -> Iterator[int]:
     from the highest. Yields how many were added.
 
     Raises:
-        FaultError: the map is of a kind that is never full (arrays, LRU), or has too few keys.
+        FaultError: the map is of a type that is never full (arrays, LRU), or has too few keys.
     """
     if target.type != MapType.HASH:
         raise FaultError(f"fill map {target.name}: only hash maps can be full, this is {target!r}")

@@ -83,11 +83,11 @@ def _helper_numbers() -> dict[str, int]:
     return {f"bpf_{name.removeprefix('BPF_FUNC_')}": value for name, value in names}
 
 
-def _number(kind: type[ProgType] | type[MapType], name: str) -> int:
-    names = {member.name.lower(): int(member) for member in kind}
-    if name.lower() not in names:
-        raise NotFoundError(f"look up {kind.__name__}", name, sorted(names))
-    return names[name.lower()]
+def _number(names: type[ProgType] | type[MapType], name: str) -> int:
+    numbers = {member.name.lower(): int(member) for member in names}
+    if name.lower() not in numbers:
+        raise NotFoundError(f"look up {names.__name__}", name, sorted(numbers))
+    return numbers[name.lower()]
 
 
 def _usual_attach_type(prog_type: int) -> int:
@@ -116,11 +116,11 @@ def has_helper(helper: str, prog_type: str = "cgroup_sock_addr", attach_type: in
     number = _helper_numbers().get(helper if helper.startswith("bpf_") else f"bpf_{helper}")
     if number is None:
         return False
-    kind = _number(ProgType, prog_type)
+    type_number = _number(ProgType, prog_type)
     if attach_type < 0:
-        attach_type = _usual_attach_type(kind)
+        attach_type = _usual_attach_type(type_number)
     code = insn.encode([insn.Insn(insn.JMP | insn.CALL, imm=number), insn.exit_()])
-    fd, log = bpf.prog_load("bpfunit_probe", kind, attach_type, code)
+    fd, log = bpf.prog_load("bpfunit_probe", type_number, attach_type, code)
     if fd >= 0:
         os.close(fd)
         return True

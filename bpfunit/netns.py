@@ -133,8 +133,8 @@ def _ask(change: int, body: bytes) -> int:
         return -int(struct.unpack_from("=16xi", netlink.recv(4096))[0])
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(value), kind) + value
+def _attribute(number: int, value: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(value), number) + value
 
 
 def _packed(address: str) -> tuple[int, bytes]:

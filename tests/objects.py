@@ -72,7 +72,7 @@ if __name__ == "__main__":
         sys.stdout.write(f"{compiled(path.name.removesuffix('.bpf.c'))}\n")
     for one in CLANGS:
         compiled("variables", clang=one)
-        stripped(compiled("mapkinds", clang=one))
+        stripped(compiled("maptypes", clang=one))
     if int(NEWEST.partition("-")[2] or 0) >= 18:  # that knows the fourth version
         compiled("young", clang=NEWEST, flags=["-mcpu=v4"])
     stripped(compiled("sized"))

@@ -57,9 +57,9 @@ class Job(ctypes.Structure):
         ("storage", _ptr),
         ("recorder", _ptr),
         ("record_size", _u32),
-        ("recorder_room", _u32),
+        ("recorder_capacity", _u32),
         ("calls", _ptr),
-        ("calls_room", _u64),
+        ("calls_capacity", _u64),
         ("calls_used", _u64),
         ("call_count", _ptr),
     ]

@@ -44,9 +44,9 @@ struct job {
 	/* tail calls: a u64 count and records behind it, mapped from the recorder's map */
 	volatile uint64_t *recorder;
 	uint32_t record_size;
-	uint32_t recorder_room;
+	uint32_t recorder_capacity;
 	uint8_t *calls;
-	uint64_t calls_room; /* records */
+	uint64_t calls_capacity; /* records */
 	uint64_t calls_used;
 	uint32_t *call_count; /* of each run */
 };
@@ -73,8 +73,8 @@ static void take_calls(struct job *job, uint64_t i)
 
 	if (!n)
 		return;
-	if (n > job->recorder_room)
-		n = job->recorder_room;
+	if (n > job->recorder_capacity)
+		n = job->recorder_capacity;
 	memcpy(job->calls + job->calls_used * job->record_size, (const void *)(job->recorder + 1),
 	       n * job->record_size);
 	job->calls_used += n;
@@ -84,7 +84,7 @@ static void take_calls(struct job *job, uint64_t i)
 
 /*
  * Run from context "from" on; return the number of the first context that was not run: "count" at
- * the end, less when a signal came or the room for tail calls is used up. Call again to go on.
+ * the end, less when a signal came or the buffer of tail calls is full. Call again to go on.
  */
 uint64_t bpfunit_run_many(struct job *job, uint64_t from)
 {
@@ -98,7 +98,7 @@ uint64_t bpfunit_run_many(struct job *job, uint64_t from)
 		int32_t verdict = 0;
 		int fd = job->sock_fd;
 
-		if (job->recorder && job->calls_room - job->calls_used < job->recorder_room)
+		if (job->recorder && job->calls_capacity - job->calls_used < job->recorder_capacity)
 			break;
 		memcpy(in, job->in + i * job->ctx_size, job->ctx_size);
 		if (fd < 0) {

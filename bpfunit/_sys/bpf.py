@@ -136,22 +136,23 @@ def fd_by_id(operation: str, cmd: Cmd, object_id: int) -> int:
     return call_checked(operation, cmd, uapi.ByIdAttr(id=object_id))
 
 
-def require_bpf_fd(operation: str, fd: int, kind: str) -> None:
-    """Refuse a descriptor that is not an open BPF object of ``kind`` ("prog" or "map")."""
+def require_bpf_fd(operation: str, fd: int, object_type: str) -> None:
+    """Refuse a descriptor that is not an open BPF object of ``object_type`` ("prog" or "map")."""
     try:
         target = str(Path(f"/proc/self/fd/{fd}").readlink())
     except OSError as error:
         raise SyscallError(operation, error.errno or errno.EBADF, f"fd {fd} is not open") from None
-    if target != f"anon_inode:bpf-{kind}":
+    expected = "program" if object_type == "prog" else object_type
+    if target != f"anon_inode:bpf-{object_type}":
         raise SyscallError(
             operation,
             errno.EINVAL,
-            f"fd {fd} is {target}, expected a BPF {'program' if kind == 'prog' else kind}",
+            f"fd {fd} is {target}, expected a BPF {expected}",
         )
 
 
 def mount(filesystem: str, target: str) -> None:
     """Mount a kernel file system such as tracefs at ``target``."""
-    kind = filesystem.encode()
-    if _mount(kind, os.fsencode(target), kind, 0, None) < 0:
+    fstype = filesystem.encode()
+    if _mount(fstype, os.fsencode(target), fstype, 0, None) < 0:
         raise SyscallError(f"mount {filesystem} at {target}", ctypes.get_errno())

@@ -33,9 +33,9 @@ def umount(target: str) -> None:
     _checked(f"unmount {target}", _libc.umount(target.encode()))
 
 
-def setns(fd: int, kind: int) -> None:
+def setns(fd: int, nstype: int) -> None:
     """``setns(2)``: move the calling thread into the namespace behind ``fd``."""
-    _checked("enter namespace", _libc.setns(fd, kind))
+    _checked("enter namespace", _libc.setns(fd, nstype))
 
 
 def unshare(flags: int) -> None:

@@ -32,7 +32,7 @@ class ProgramInfo:
     section: str
 
     @property
-    def kind(self) -> str:
+    def crafted_from(self) -> str:
         """What its context is made from: ``address``, ``packet`` or ``other``."""
         found = type_of_section(self.section)
         if found is SOCK_ADDR:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bpfunit.coverage.model import Model
-from bpfunit.coverage.probes import Kind, Probe
+from bpfunit.coverage.probes import Probe, ProbePoint
 
 
 class BlockCounts:
@@ -23,31 +23,31 @@ class BlockCounts:
         self._model = model
         self._counts = counts
         self._numbers = model.probe_numbers
-        self._incoming: list[list[tuple[int, Kind]]] = [[] for _ in model.blocks]
+        self._incoming: list[list[tuple[int, ProbePoint]]] = [[] for _ in model.blocks]
         for number, block in enumerate(model.blocks):
             if block.fall >= 0:
-                kind = Kind.AFTER_TAIL_CALL if block.leaves else Kind.FALL
-                self._incoming[block.fall].append((number, kind))
+                point = ProbePoint.AFTER_TAIL_CALL if block.leaves else ProbePoint.FALL
+                self._incoming[block.fall].append((number, point))
             if block.taken >= 0:
-                self._incoming[block.taken].append((number, Kind.TAKEN))
+                self._incoming[block.taken].append((number, ProbePoint.TAKEN))
         self._blocks: dict[int, int] = {}
 
-    def probe(self, kind: Kind, block: int) -> int | None:
-        """Return the count of the probe of ``kind`` at ``block``, None where there is none."""
-        number = self._numbers.get(Probe(kind, block))
+    def probe(self, point: ProbePoint, block: int) -> int | None:
+        """Return the count of the probe at ``point`` of ``block``, None where there is none."""
+        number = self._numbers.get(Probe(point, block))
         return None if number is None else self._counts[number]
 
-    def edge(self, kind: Kind, block: int) -> int:
-        """Return how often the edge of ``kind`` was taken that leaves ``block``."""
-        found = self.probe(kind, block)
+    def edge(self, point: ProbePoint, block: int) -> int:
+        """Return how often the edge was taken that leaves ``block`` at ``point``."""
+        found = self.probe(point, block)
         return self.block(block) if found is None else found
 
     def block(self, number: int) -> int:
         """Return how often block ``number`` ran."""
         if number not in self._blocks:
             self._blocks[number] = 0  # a loop without a jump cannot be, and would end here
-            parts = [self.edge(kind, source) for source, kind in self._incoming[number]]
-            entry = self.probe(Kind.ENTRY, number)
+            parts = [self.edge(point, source) for source, point in self._incoming[number]]
+            entry = self.probe(ProbePoint.ENTRY, number)
             parts.append(entry or 0)
             exact = self._model.mode.width > 1
             self._blocks[number] = sum(parts) if exact else max(parts)
@@ -61,11 +61,11 @@ class BlockCounts:
         if number in visiting:
             return True
         visiting.add(number)
-        entry = self._numbers.get(Probe(Kind.ENTRY, number))
+        entry = self._numbers.get(Probe(ProbePoint.ENTRY, number))
         if entry is not None and entry not in self._model.dead:
             return False
-        for source, kind in self._incoming[number]:
-            probe = self._numbers.get(Probe(kind, source))
+        for source, point in self._incoming[number]:
+            probe = self._numbers.get(Probe(point, source))
             dead = self._dead(source, visiting) if probe is None else probe in self._model.dead
             if not dead:
                 return False
@@ -84,7 +84,7 @@ def conservation_errors(model: Model, counts: Sequence[int]) -> list[str]:
     for number, block in enumerate(model.blocks):
         if not block.condition:
             continue
-        taken, fall = flow.edge(Kind.TAKEN, number), flow.edge(Kind.FALL, number)
+        taken, fall = flow.edge(ProbePoint.TAKEN, number), flow.edge(ProbePoint.FALL, number)
         inflow = flow.block(number)
         if inflow != taken + fall:
             errors.append(

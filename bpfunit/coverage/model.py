@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from bpfunit.coverage.probes import Kind, Mode, Probe
+from bpfunit.coverage.probes import Mode, Probe, ProbePoint
 from bpfunit.rewrite.code import ProgramCode
 from bpfunit.rewrite.flow import Flow
 
@@ -93,7 +93,7 @@ class Model:
             "section": self.section,
             "kernel": self.kernel,
             "mode": self.mode.value,
-            "probes": [[probe.kind.value, probe.block] for probe in self.probes],
+            "probes": [[probe.point.value, probe.block] for probe in self.probes],
             "dead": sorted(self.dead),
             "functions": [[f.name, f.block, _plain(f.location)] for f in self.functions],
             "blocks": [_plain_block(block) for block in self.blocks],
@@ -111,7 +111,7 @@ class Model:
             section=plain["section"],
             kernel=plain["kernel"],
             mode=Mode(plain["mode"]),
-            probes=tuple(Probe(Kind(kind), block) for kind, block in plain["probes"]),
+            probes=tuple(Probe(ProbePoint(point), block) for point, block in plain["probes"]),
             dead=frozenset(plain["dead"]),
             functions=tuple(
                 FunctionModel(name, block, _location(at)) for name, block, at in plain["functions"]

@@ -8,7 +8,7 @@ from typing import NamedTuple, overload
 
 from bpfunit.coverage.counts import BlockCounts
 from bpfunit.coverage.model import Location, Model
-from bpfunit.coverage.probes import Kind
+from bpfunit.coverage.probes import ProbePoint
 
 
 class Step(NamedTuple):
@@ -80,7 +80,7 @@ def walk(model: Model, counts: Sequence[int]) -> Iterator[Step]:
     flow = BlockCounts(model, counts)
     seen: set[int] = set()
     for function in model.functions:
-        if flow.probe(Kind.ENTRY, function.block):
+        if flow.probe(ProbePoint.ENTRY, function.block):
             yield from _walk_from(model, flow, function.block, seen)
 
 
@@ -92,8 +92,10 @@ def _walk_from(model: Model, flow: BlockCounts, start: int, seen: set[int]) -> I
             continue
         seen.add(number)
         block = model.blocks[number]
-        fell = bool(flow.edge(Kind.AFTER_TAIL_CALL if block.leaves else Kind.FALL, number))
-        took = block.taken >= 0 and bool(flow.edge(Kind.TAKEN, number))
+        fell = bool(
+            flow.edge(ProbePoint.AFTER_TAIL_CALL if block.leaves else ProbePoint.FALL, number)
+        )
+        took = block.taken >= 0 and bool(flow.edge(ProbePoint.TAKEN, number))
         if block.condition and block.end is not None:
             for passed, target in ((fell, block.fall), (took, block.taken)):
                 to = landing(model, target)

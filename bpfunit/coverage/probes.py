@@ -37,7 +37,7 @@ class Mode(Enum):
         return 1 if self is Mode.FLAGS else 8
 
 
-class Kind(str, Enum):
+class ProbePoint(str, Enum):
     """Where a probe sits."""
 
     ENTRY = "entry"
@@ -47,9 +47,9 @@ class Kind(str, Enum):
 
 
 class Probe(NamedTuple):
-    """One probe: on the edge of ``kind`` at the end of block ``block``, or at its start (entry)."""
+    """One probe: on an edge that leaves ``block`` at its end, or at its start (entry)."""
 
-    kind: Kind
+    point: ProbePoint
     block: int
 
 
@@ -81,22 +81,22 @@ class _Placer:
         for number, block in enumerate(self._flow.blocks):
             if block.start in self._flow.functions:
                 free = self._liveness.free_before(block.start)
-                snippet = self._snippet(Probe(Kind.ENTRY, number), free, block.start)
+                snippet = self._snippet(Probe(ProbePoint.ENTRY, number), free, block.start)
                 self._patcher.on_entry(block.start, snippet)
             last = self._flow.insns[block.last]
             if last.is_branch or last.is_may_goto:
-                self._edge(Kind.FALL, number, block.fall)
-                self._edge(Kind.TAKEN, number, block.taken)
+                self._edge(ProbePoint.FALL, number, block.fall)
+                self._edge(ProbePoint.TAKEN, number, block.taken)
             elif last.is_helper_call and last.imm == HELPER_TAIL_CALL:
-                self._edge(Kind.AFTER_TAIL_CALL, number, block.fall)
+                self._edge(ProbePoint.AFTER_TAIL_CALL, number, block.fall)
 
-    def _edge(self, kind: Kind, number: int, target: int | None) -> None:
+    def _edge(self, point: ProbePoint, number: int, target: int | None) -> None:
         last = self._flow.blocks[number].last
         if target is None:
             raise RewriteError(f"place probes: instruction {last} runs off the end of its function")
         free = self._liveness.free_on_edge(number, target)
-        snippet = self._snippet(Probe(kind, number), free, last)
-        if kind is Kind.TAKEN:
+        snippet = self._snippet(Probe(point, number), free, last)
+        if point is ProbePoint.TAKEN:
             self._patcher.on_taken(last, snippet)
         else:
             self._patcher.on_fallthrough(last, snippet)

@@ -16,7 +16,7 @@ from bpfunit.coverage.sites import SourceFile, merge_sources
 from bpfunit.coverage.summary import grand_total
 from bpfunit.errors import BpfunitError
 
-KINDS = ("term", "term-missing", "html", "xml", "lcov", "json")
+REPORT_TYPES = ("term", "term-missing", "html", "xml", "lcov", "json")
 _DESTINATIONS = {
     "html": "htmlcov-bpf",
     "xml": "coverage-bpf.xml",
@@ -33,7 +33,7 @@ class ReportError(BpfunitError):
 class ReportRequest:
     """One report: its type, and the file or directory it goes to ("" for the terminal)."""
 
-    kind: str
+    report_type: str
     destination: str = ""
 
     @classmethod
@@ -43,11 +43,13 @@ class ReportRequest:
         Raises:
             ReportError: no such type, or a terminal report with a destination.
         """
-        kind, _, destination = text.partition(":")
-        if text and (kind not in KINDS or (destination and kind not in _DESTINATIONS)):
-            files = ", ".join(f"{kind}[:DEST]" for kind in _DESTINATIONS)
+        report_type, _, destination = text.partition(":")
+        if text and (
+            report_type not in REPORT_TYPES or (destination and report_type not in _DESTINATIONS)
+        ):
+            files = ", ".join(f"{report_type}[:DEST]" for report_type in _DESTINATIONS)
             raise ReportError(f"expected term, term-missing, {files} or nothing; found {text!r}")
-        return cls(kind, destination or _DESTINATIONS.get(kind, ""))
+        return cls(report_type, destination or _DESTINATIONS.get(report_type, ""))
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,10 @@ class Reports:
         """Return what goes to the terminal."""
         if not self.files:
             return [self._nothing()]
-        kinds = {request.kind for request in self._options.requests}
+        types = {request.report_type for request in self._options.requests}
         shown: list[str] = []
-        if kinds & {"term", "term-missing"}:
-            missing = "term-missing" in kinds
+        if types & {"term", "term-missing"}:
+            missing = "term-missing" in types
             shown += term.table(self.files, missing=missing)
             notes = list(term.notes(self._data, self.files))
             if notes and missing:
@@ -116,7 +118,9 @@ class Reports:
                 )
         for request in self._options.requests:
             if request.destination:
-                shown.append(f"Coverage {request.kind.upper()} written to {request.destination}")
+                shown.append(
+                    f"Coverage {request.report_type.upper()} written to {request.destination}"
+                )
         return shown
 
     def _nothing(self) -> str:
@@ -161,23 +165,23 @@ class Reports:
         try:
             self._data.save(data_file)
             for request in self._options.requests:
-                self._write(request.kind, Path(request.destination))
+                self._write(request.report_type, Path(request.destination))
         except OSError as error:
             self._complaints.append(f"write coverage: {error}")
 
-    def _write(self, kind: str, target: Path) -> None:
-        if kind == "html":
+    def _write(self, report_type: str, target: Path) -> None:
+        if report_type == "html":
             # not at the top: jinja2 and pygments cost every guest a second otherwise
             from bpfunit.coverage.html import write_html
 
             write_html(self._data, self.files, self._options.root, target)
-        elif kind in _DESTINATIONS:
+        elif report_type in _DESTINATIONS:
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(self._text(kind))
+            target.write_text(self._text(report_type))
 
-    def _text(self, kind: str) -> str:
-        if kind == "lcov":
+    def _text(self, report_type: str) -> str:
+        if report_type == "lcov":
             return exchange.lcov(self.files)
-        if kind == "xml":
+        if report_type == "xml":
             return exchange.cobertura(self.files, str(self._options.root), int(time.time()))
         return self._data.to_json()

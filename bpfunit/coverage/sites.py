@@ -20,7 +20,7 @@ from bpfunit.coverage.counts import BlockCounts
 from bpfunit.coverage.data import CoverageData, ProgramData
 from bpfunit.coverage.model import Location, Model
 from bpfunit.coverage.path import landing
-from bpfunit.coverage.probes import Kind, Probe
+from bpfunit.coverage.probes import Probe, ProbePoint
 
 # Conditions that are each other's opposite: taken of the one is fall-through of the other.
 _OPPOSITES = {"!=": "==", "<": ">=", "<=": ">", "s<": "s>=", "s<=": "s>"}
@@ -91,7 +91,7 @@ class Branch:
 
 
 class _Edge(NamedTuple):
-    kind: Kind
+    point: ProbePoint
     block: int
 
 
@@ -104,10 +104,10 @@ class _Decision(NamedTuple):
     senses: dict[Location | None, str]
 
 
-def _sense(kind: Kind, condition: str) -> str:
+def _sense(point: ProbePoint, condition: str) -> str:
     """Return the same text for edges that mean the same on either side of an inversion."""
     left, operator, right = condition.split(" ", 2) if " " in condition else (condition, "", "")
-    taken = kind is Kind.TAKEN
+    taken = point is ProbePoint.TAKEN
     if operator in _OPPOSITES:
         operator, taken = _OPPOSITES[operator], not taken
     constant = right if not right.startswith(("r", "w")) else ""
@@ -125,27 +125,27 @@ def _decisions(model: Model) -> Iterator[_Decision]:
             number = group[number]
         return number
 
-    leaving: list[tuple[int, Kind, int]] = []
+    leaving: list[tuple[int, ProbePoint, int]] = []
     for number, at in homes.items():
-        for kind, target in _ways(model, number):
+        for point, target in _ways(model, number):
             block = model.blocks[target] if target >= 0 else None
             if block and homes.get(target) == at and set(block.lines) <= {at}:
                 group[root(target)] = root(number)
             else:
-                leaving.append((number, kind, target))
+                leaving.append((number, point, target))
     decisions: dict[int, _Decision] = {}
-    for number, kind, target in leaving:
+    for number, point, target in leaving:
         at, condition = homes[number], model.blocks[number].condition
         decision = decisions.setdefault(root(number), _Decision(at, condition, {}, {}))
         where = landing(model, target)
-        decision.edges.setdefault(where, []).append(_Edge(kind, number))
-        decision.senses.setdefault(where, _sense(kind, condition))
+        decision.edges.setdefault(where, []).append(_Edge(point, number))
+        decision.senses.setdefault(where, _sense(point, condition))
     yield from decisions.values()
 
 
-def _ways(model: Model, number: int) -> list[tuple[Kind, int]]:
+def _ways(model: Model, number: int) -> list[tuple[ProbePoint, int]]:
     block = model.blocks[number]
-    return [(Kind.FALL, block.fall), (Kind.TAKEN, block.taken)]
+    return [(ProbePoint.FALL, block.fall), (ProbePoint.TAKEN, block.taken)]
 
 
 def _match(branch: Branch, decision: _Decision) -> dict[Location | None, Outcome]:
@@ -173,7 +173,7 @@ def _match(branch: Branch, decision: _Decision) -> dict[Location | None, Outcome
 def _tally(outcome: Outcome, edges: Iterable[_Edge], data: ProgramData) -> None:
     model = data.model
     for edge in edges:
-        number = model.probe_numbers[Probe(edge.kind, edge.block)]
+        number = model.probe_numbers[Probe(edge.point, edge.block)]
         outcome.counts[model.kernel] = outcome.counts.get(model.kernel, 0) + data.counts[number]
         outcome.tests |= data.tests[number]
         if number not in model.dead:
@@ -281,4 +281,4 @@ def _add_lines(files: dict[str, SourceFile], program: ProgramData) -> None:
             entry = files[at.file].functions.setdefault(
                 function.name, Function(function.name, at.line)
             )
-            entry.count += flow.probe(Kind.ENTRY, function.block) or 0
+            entry.count += flow.probe(ProbePoint.ENTRY, function.block) or 0

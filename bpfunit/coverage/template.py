@@ -49,8 +49,8 @@ class Template:
         for slot in self._descriptors:
             start = slot * SLOT_SIZE + _IMM.start
             stable[start : start + 4] = bytes(4)
-        kind = (program.name, program.prog_type, program.attach_type)
-        return *kind, bytes(stable), program.image[1:]
+        identity = (program.name, program.prog_type, program.attach_type)
+        return *identity, bytes(stable), program.image[1:]
 
     def fits(self, program: ProgramCode) -> bool:
         """Whether ``program`` is the original, be its maps others."""

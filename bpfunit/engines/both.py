@@ -142,7 +142,7 @@ class _Comparison:
             made = twin(request.sock, self._face)
             if made is None:
                 raise NotApplicableError(f"{self._head()}: no second socket like its own was made")
-            kept = {place: value for place, value in self._start.items() if not place[1]}
+            kept = {entry: value for entry, value in self._start.items() if not entry[1]}
             self._state.restore({}, kept, made)
             return made
         if request.fresh and not engine.is_test_run and self._call_leaves_traces():
@@ -160,8 +160,8 @@ class _Comparison:
     def _note(self, seen: State, *, own: bool) -> None:
         """Keep what there is now; of a stand-in's storage nothing is left to put back."""
         if not own:
-            storage = {place: value for place, value in self._now.items() if not place[1]}
-            seen = {place: value for place, value in seen.items() if place[1]} | storage
+            storage = {entry: value for entry, value in self._now.items() if not entry[1]}
+            seen = {entry: value for entry, value in seen.items() if entry[1]} | storage
         self._now = seen
 
     def rewind(self) -> None:
@@ -223,8 +223,8 @@ class _Comparison:
         for _ in range(_RETRIES):
             again = (self.observe(get("live")), self.observe(get("testrun")))
             for one, other in zip(first, map(self._facts, again), strict=True):
-                for name, places in varying.items():
-                    places |= _differing(one, other, name)
+                for name, offsets in varying.items():
+                    offsets |= _differing(one, other, name)
             left = {
                 name: text
                 for name, text in left.items()
@@ -272,7 +272,7 @@ class _Comparison:
 
 
 def _differing(one: Facts, other: Facts, name: str) -> set[int]:
-    """Return the places of the bytes of a fact that differ; -1 stands for all that follow."""
+    """Return the offsets of the bytes of a fact that differ; -1 stands for all that follow."""
     a, b = one.get(name), other.get(name)
     if a is None or b is None or len(a) != len(b):
         return set() if a == b else {-1}

@@ -78,17 +78,17 @@ def face(sock: socket.socket) -> Face:
 def put_back(sock: socket.socket, wanted: Face) -> str:
     """Set the options of a socket as they were; return what is still not so, "" for nothing."""
     now = face(sock)
-    for place, value in wanted.options.items():
-        if now.options.get(place) != value:
-            _set(sock, place, value)
+    for option, value in wanted.options.items():
+        if now.options.get(option) != value:
+            _set(sock, option, value)
     return wanted.unlike(face(sock))
 
 
-def _set(sock: socket.socket, place: tuple[int, int], value: bytes) -> None:
-    level, number = place
+def _set(sock: socket.socket, option: tuple[int, int], value: bytes) -> None:
+    level, number = option
     try:
-        if place in _FORCED:  # what is read is twice what was set (socket(7))
-            sock.setsockopt(level, _FORCED[place], int.from_bytes(value, "little") // 2)
+        if option in _FORCED:  # what is read is twice what was set (socket(7))
+            sock.setsockopt(level, _FORCED[option], int.from_bytes(value, "little") // 2)
         else:
             sock.setsockopt(level, number, value)
     except OSError:
@@ -96,7 +96,7 @@ def _set(sock: socket.socket, place: tuple[int, int], value: bytes) -> None:
 
 
 def like(sock: socket.socket) -> socket.socket:
-    """Return a new socket of the same kind, in the same network namespace."""
+    """Return a new socket of the same family, type and protocol, in the same network namespace."""
     protocol = sockets.protocol(sock)
     with netns.of_socket(sock):
         return socket.socket(sock.family, sock.type, protocol)

@@ -106,18 +106,18 @@ class ProgramState:
         """
         for map_id, queue in self._queues.items():
             name = f"{queue.name}#{map_id}"
-            places = sorted(place for place in wanted if place[0] == name)
-            queue.restore_values([wanted[place] for place in places])
+            entries = sorted(entry for entry in wanted if entry[0] == name)
+            queue.restore_values([wanted[entry] for entry in entries])
         maps = {f"{m.name}#{n}": m for n, m in (self._plain | self._storages).items()}
-        for place in found.keys() | wanted.keys():
-            if place[0] not in maps or found.get(place) == wanted.get(place):
+        for entry in found.keys() | wanted.keys():
+            if entry[0] not in maps or found.get(entry) == wanted.get(entry):
                 continue
-            one, key = maps[place[0]], place[1]
+            one, key = maps[entry[0]], entry[1]
             if not key:
                 assert sock is not None  # take() finds storage for a socket only
                 key = sock.fileno().to_bytes(4, "little")
-            if place in wanted:
-                one.update_raw(key, wanted[place])
+            if entry in wanted:
+                one.update_raw(key, wanted[entry])
             else:
                 del one[one.decode_key(key)]
 
@@ -131,7 +131,7 @@ class ProgramState:
 
     def __exit__(
         self,
-        _kind: type[BaseException] | None,
+        _error_type: type[BaseException] | None,
         _error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:

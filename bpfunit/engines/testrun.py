@@ -49,9 +49,9 @@ class TestRunEngine:
         if data is not None:
             data_in = ctypes.create_string_buffer(data, len(data))
             attr.data_in, attr.data_size_in = ctypes.addressof(data_in), len(data)
-        if room := request.data_size_out or of_type.answer_size:
-            data_out = ctypes.create_string_buffer(room)
-            attr.data_out, attr.data_size_out = ctypes.addressof(data_out), room
+        if capacity := request.data_size_out or of_type.answer_size:
+            data_out = ctypes.create_string_buffer(capacity)
+            attr.data_out, attr.data_size_out = ctypes.addressof(data_out), capacity
         if of_type.once:
             self._run_once_each(program, request, attr, ctx_in)
         elif (result := bpf.call(Cmd.PROG_TEST_RUN, attr)) < 0:
@@ -98,7 +98,7 @@ def _refused(program: ProgramRef, request: Request, attr: TestRunAttr, error: in
         grown = attr.data_size_out - len(request.data)
         hint = (
             f"the packet has {attr.data_size_out} bytes after the run, {grown} more than before:"
-            f" say data_room={grown}"
+            f" say headroom={grown}"
         )
     else:
         hint = program.type.hint(error, request) or _HINTS.get(error, "")

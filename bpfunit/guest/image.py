@@ -116,8 +116,10 @@ def _has_pvh_entry(elf: bytes) -> bool:
     (table,) = struct.unpack_from("<Q", elf, 32)
     entry_size, entries = struct.unpack_from("<HH", elf, 54)
     for at in range(table, table + entry_size * entries, entry_size):
-        kind, _flags, offset, _virtual, _physical, size = struct.unpack_from("<IIQQQQ", elf, at)
-        if kind == 4:  # PT_NOTE
+        segment_type, _flags, offset, _virtual, _physical, size = struct.unpack_from(
+            "<IIQQQQ", elf, at
+        )
+        if segment_type == 4:  # PT_NOTE
             return _XEN_ELFNOTE_PHYS32_ENTRY in _note_types(elf[offset : offset + size])
     return False
 
@@ -125,8 +127,8 @@ def _has_pvh_entry(elf: bytes) -> bool:
 def _note_types(notes: bytes) -> Iterator[int]:
     at = 0
     while at + 12 <= len(notes):
-        name, description, kind = struct.unpack_from("<III", notes, at)
-        yield kind
+        name, description, note_type = struct.unpack_from("<III", notes, at)
+        yield note_type
         at += 12 + (name + 3) // 4 * 4 + (description + 3) // 4 * 4
 
 

@@ -41,7 +41,7 @@ class ExitReport:
     """What is known about a guest's end.
 
     Attributes:
-        death: the kind.
+        death: of what.
         detail: a few words more.
         last_words: the end of the console log, from the first line of trouble where there is one.
     """
@@ -51,7 +51,7 @@ class ExitReport:
     last_words: str
 
     def __str__(self) -> str:
-        """Return the kind and its detail in a line."""
+        """Return the death and its detail in a line."""
         return f"{self.death.value}: {self.detail}" if self.detail else self.death.value
 
 

@@ -1,10 +1,10 @@
 """Guests that start from a snapshot: booted once, with a warm Python, and restored ever after.
 
 Under software emulation a guest takes seconds to boot and more of them to import pytest. So the
-first guest of a kind is booted for the snapshot alone: its Python runs from the initramfs, imports
-what every worker imports, and waits (``warm.py``). QEMU then saves the machine's state and leaves
-its memory in a file. Later guests map that file copy-on-write, go on where it waits, and only then
-mount the host's files: a mounted 9p cannot be saved, and would show the files of the past.
+first guest of a configuration is booted for the snapshot alone: its Python runs from the initramfs,
+imports what every worker imports, and waits (``warm.py``). QEMU then saves the machine's state and
+leaves its memory in a file. Later guests map that file copy-on-write, go on where it waits, and
+only then mount the host's files: a mounted 9p cannot be saved, and would show the past's files.
 
 A snapshot stands in for a boot only as long as nothing differs that the boot would have seen: QEMU,
 the kernel, the command line, the processor's model, the interpreter's environment, and every file
@@ -70,13 +70,13 @@ def wanted() -> bool:
     return os.environ.get("BPFUNIT_SNAPSHOT") != "0"
 
 
-def find(kind: dict[str, Any], environment: dict[str, str], initramfs: Path) -> Snapshot:
-    """Return the snapshot for a kind of guest, with its initramfs made if it is not up to date.
+def find(configuration: dict[str, Any], environment: dict[str, str], initramfs: Path) -> Snapshot:
+    """Return a configuration's snapshot, with its initramfs made if it is not up to date.
 
     Args:
-        kind: what tells this kind of guest from others: kernel, memory and so on; plain data.
+        configuration: what tells such guests from others: kernel, memory and so on; plain data.
         environment: the worker's variables.
-        initramfs: what a guest of this kind boots without a snapshot.
+        initramfs: what such a guest boots without a snapshot.
 
     Raises:
         GuestError: the interpreter's imports fail outside of pytest.
@@ -85,9 +85,9 @@ def find(kind: dict[str, Any], environment: dict[str, str], initramfs: Path) -> 
     early |= {"PYTHONDONTWRITEBYTECODE": "1", "PATH": os.defpath, "HOME": "/"}
     if site.ENABLE_USER_SITE:
         early["HOME"] = environment.get("HOME", "/")
-    name = {**kind, "python": sys.executable, "prefix": sys.prefix, "environment": early}
+    name = {**configuration, "python": sys.executable, "prefix": sys.prefix, "environment": early}
     digest = hashlib.sha256(json.dumps(name, sort_keys=True).encode()).hexdigest()[:16]
-    slot = cache_dir() / "snapshots" / f"{kind['release']}-{digest}"
+    slot = cache_dir() / "snapshots" / f"{configuration['release']}-{digest}"
     slot.mkdir(parents=True, exist_ok=True)
     mark = _mark()
     with FileLock(slot / "list.lock"):
@@ -106,7 +106,7 @@ def find(kind: dict[str, Any], environment: dict[str, str], initramfs: Path) -> 
 
 
 def _mark() -> str:
-    """Return a digest of what a snapshot depends on beside its kind and the files Python reads."""
+    """Return a digest of what snapshots depend on beside configuration and Python's files."""
     path, version = qemu()
     binary = Path(path).stat()
     parts = [_FORMAT, path, version, binary.st_size, binary.st_mtime_ns, _processor()]

@@ -54,7 +54,7 @@ class GuestSpec:
         cwd: where the guest's command starts; the host's current directory by default.
         boot_timeout: seconds from the start of QEMU until the guest's command starts.
         silence_timeout: seconds without a sign of life after which the guest counts as hung.
-        places: how many kernels of the run may be up at once.
+        slots: how many kernels of the run may be up at once.
         run: the directory that the specs of one run share, removed with all that is in it when the
             controller dies; each spec's own directory by default. One that was not empty is kept.
         packages: directories of Python modules to give to the guest compiled.
@@ -71,7 +71,7 @@ class GuestSpec:
     cwd: Path | None = None
     boot_timeout: float = 180.0
     silence_timeout: float = 60.0
-    places: int = 1
+    slots: int = 1
     run: Path | None = None
     packages: tuple[Path, ...] = (_PACKAGE,)
 
@@ -118,7 +118,7 @@ class GuestSpec:
             "boot_timeout": self.boot_timeout,
             "silence_timeout": self.silence_timeout,
             "run": str(run),
-            "places": {"count": self.places, "group": self.kernel.release},
+            "slots": {"count": self.slots, "group": self.kernel.release},
         }
         path = directory / "guest.json"
         path.write_text(json.dumps(description, indent=1))
@@ -150,7 +150,7 @@ class GuestSpec:
         if loader := sorted(name for name in worker["environment"] if name.startswith("LD_")):
             # The loader reads them as a process starts, and the Python in a snapshot has started.
             return {"start": f"boots, since {' and '.join(loader)} is set", "snapshot": None}
-        kind = {
+        configuration = {
             "release": self.kernel.release,
             "image": str(self.kernel.image),
             "boots": boots.parent.name,
@@ -160,7 +160,7 @@ class GuestSpec:
             "packages": [str(package) for package in self.packages],
         }
         initramfs = Path(argv[argv.index("-initrd") + 1])
-        found = snapshot.find(kind, worker["environment"], initramfs)
+        found = snapshot.find(configuration, worker["environment"], initramfs)
         if found.failed:
             why = f"boots since its snapshot failed: {found.failed}; "
             return {"start": f"{why}remove {found.slot} to try again", "snapshot": None}

@@ -12,8 +12,8 @@ Names: ``exit`` (the worker ended by itself), ``closed`` (the controller closed 
 ``hang``, ``never-booted``, ``killed`` (QEMU died of a signal), ``qemu`` (QEMU ended by itself: a
 panic, or it did not start). Which of those was a panic, the console tells; see ``outcome.py``.
 
-Guests wait for one of the run's places, so that no more of them run than the machine carries.
-Guests of one kernel share a place, since they wait for each other.
+Guests wait for one of the run's slots, so that no more of them run than the machine carries.
+Guests of one kernel share a slot, since they wait for each other.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def die_with_parent(sig: int, parent: int) -> None:
         os.kill(os.getpid(), sig)
 
 
-class Places:
-    """The places of a run, in a file that all its supervisors share.
+class Slots:
+    """The slots of a run, in a file that all its supervisors share.
 
     Args:
         path: the file.
@@ -69,7 +69,7 @@ class Places:
         self._count = count
 
     def take(self, group: str) -> bool:
-        """Take a place for this process, or stand beside one of the same group."""
+        """Take a slot for this process, or stand beside one of the same group."""
         with self._held() as state:
             free = len(state) < self._count
             if group in state or free:
@@ -78,7 +78,7 @@ class Places:
             return False
 
     def leave(self) -> None:
-        """Give this process's place back."""
+        """Give this process's slot back."""
         with self._held() as state:
             for pids in state.values():
                 if os.getpid() in pids:
@@ -90,7 +90,7 @@ class Places:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
             state = json.loads(file.read() or "{}")
-            # a supervisor that was killed could not give its place back
+            # a supervisor that was killed could not give its slot back
             state = {
                 group: alive
                 for group, pids in state.items()
@@ -130,9 +130,9 @@ class Supervisor:
         self._test_deadline = float("inf")
         self._qemu: subprocess.Popen[bytes] | None = None
         self._asked = 0  # requests to QEMU's monitor
-        places = description["places"]
-        self._places = Places(self._run / "places", int(places["count"]))  # type: ignore[index]
-        self._group = str(places["group"])  # type: ignore[index]
+        slots = description["slots"]
+        self._slots = Slots(self._run / "slots", int(slots["count"]))  # type: ignore[index]
+        self._group = str(slots["group"])  # type: ignore[index]
 
     def run(self) -> None:
         """Start the guest, carry bytes until it ends, and clean up."""
@@ -164,7 +164,7 @@ class Supervisor:
 
     def _wait_for_place(self) -> None:
         self._flush_to_host()
-        while not self._status["ended"] and not self._places.take(self._group):
+        while not self._status["ended"] and not self._slots.take(self._group):
             self._serve_controller(0.2)
 
     def _clean_up(self) -> None:
@@ -176,9 +176,9 @@ class Supervisor:
             while os.getppid() == self._controller and time.monotonic() < deadline:
                 time.sleep(0.05)
         if os.getppid() == self._controller:
-            # A controller on its way out may have removed the run's directory, places and all.
+            # A controller on its way out may have removed the run's directory, slots and all.
             with contextlib.suppress(FileNotFoundError):
-                self._places.leave()
+                self._slots.leave()
         elif (self._run / _OWNED).is_file():  # nobody else is left to remove the run's directory
             shutil.rmtree(self._run, ignore_errors=True)
 

@@ -177,7 +177,7 @@ class SuiteIndex:
     ) -> None:
         self._catalogue = catalogue
         self.suite = suite
-        self._kinds = ("deb", "deb-src") if sources else ("deb",)
+        self._source_types = ("deb", "deb-src") if sources else ("deb",)
         self._state = state_root / suite.name
         self._lock = FileLock(str(state_root / f".{suite.name}.lock"))
         self._uri_file = self._state / "mirror"
@@ -227,9 +227,9 @@ class SuiteIndex:
         return age < max_age_s and any(sources == self._sources(uri, key) for uri in uris)
 
     def _sources(self, uri: str, key: Path) -> str:
-        place = f"{uri} {self.suite.name} {self.suite.component}"
+        archive = f"{uri} {self.suite.name} {self.suite.component}"
         options = f"[arch={DEFAULT_ARCHITECTURE} signed-by={key}]"
-        return "".join(f"{kind} {options} {place}\n" for kind in self._kinds)
+        return "".join(f"{source_type} {options} {archive}\n" for source_type in self._source_types)
 
     def _write_state(self, uri: str, key: Path) -> None:
         self._uri_file.unlink(missing_ok=True)
@@ -295,8 +295,8 @@ class SuiteIndex:
             try:
                 with os.fdopen(reader, encoding="utf-8", errors="replace") as status:
                     for line in status:
-                        kind, _, percent, *_rest = [*line.split(":"), "", ""]
-                        if kind == "dlstatus":
+                        status_type, _, percent, *_rest = [*line.split(":"), "", ""]
+                        if status_type == "dlstatus":
                             on_progress(float(percent) / 100)
                 code = process.wait()
             except BaseException:

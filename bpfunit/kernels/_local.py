@@ -46,9 +46,9 @@ def image_release(image: Path) -> str:
     with image.open("rb") as file:
         head = file.read(0x10000)
     if head[0x202:0x206] != b"HdrS":
-        kind = "an ELF file (vmlinux)" if head[:4] == b"\x7fELF" else "something else"
+        format_found = "an ELF file (vmlinux)" if head[:4] == b"\x7fELF" else "something else"
         raise KernelsError(
-            f"resolve kernel: {image}: expected a bzImage (vmlinuz), found {kind}; "
+            f"resolve kernel: {image}: expected a bzImage (vmlinuz), found {format_found}; "
             "in a build tree it is arch/x86/boot/bzImage"
         )
     start = 0x200 + int.from_bytes(head[0x20E:0x210], "little")

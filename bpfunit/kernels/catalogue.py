@@ -207,14 +207,14 @@ class _Table:
         self.where = where
 
     def error(self, key: str, found: str, expected: str) -> CatalogueError:
-        place = f"{self.where}: {key}" if self.where else key
+        key_path = f"{self.where}: {key}" if self.where else key
         return CatalogueError(
-            f"read kernel catalogue: {self.path}: {place}: expected {expected}, found {found}"
+            f"read kernel catalogue: {self.path}: {key_path}: expected {expected}, found {found}"
         )
 
-    def _get(self, key: str, kind: type, expected: str) -> Any:
+    def _get(self, key: str, value_type: type, expected: str) -> Any:
         value = self.data.get(key)
-        if not isinstance(value, kind):
+        if not isinstance(value, value_type):
             raise self.error(key, "nothing" if value is None else repr(value), expected)
         return value
 

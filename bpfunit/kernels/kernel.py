@@ -44,7 +44,7 @@ class Kernel:
     def configuration(self) -> Path | None:
         """Its configuration (``CONFIG_…``), None when it is not here."""
         named = f"config-{self.release}"
-        places = [self.image.with_name(named)]
-        places += [self.modules_root / "boot" / named] if self.modules_root else []
-        places += [one / ".config" for one in (self.tree, self.headers) if one]
-        return next((place for place in places if place.is_file()), None)
+        candidates = [self.image.with_name(named)]
+        candidates += [self.modules_root / "boot" / named] if self.modules_root else []
+        candidates += [one / ".config" for one in (self.tree, self.headers) if one]
+        return next((path for path in candidates if path.is_file()), None)

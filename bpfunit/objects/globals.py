@@ -78,10 +78,10 @@ class Sections:
         if found is None:
             raise NotFoundError(f"look up global in {self._source}", name, sorted(self.variables))
         if len(found) > 1:
-            places = ", ".join(f"{one.section}+{one.offset}" for one in found)
+            positions = ", ".join(f"{one.section}+{one.offset}" for one in found)
             raise BpfunitError(
                 f"look up global {name} of {self._source}: {len(found)} static variables have this"
-                f" name ({places}); rename all but one"
+                f" name ({positions}); rename all but one"
             )
         return found[0], self._types.storage_by_id(found[0].type_id)
 

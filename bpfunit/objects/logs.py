@@ -39,12 +39,12 @@ class LogLine(str):
         number, text = raw[:4], raw[4:]
         if record_type is not None:
             number, text = b"", b""
-            for name, kind in record_type._members_.items():
+            for name, ctype in record_type._members_.items():
                 field = getattr(record_type, name)
                 part = raw[field.offset : field.offset + field.size]
-                if getattr(kind, "_type_", None) is ctypes.c_char:
+                if getattr(ctype, "_type_", None) is ctypes.c_char:
                     text = text or part
-                elif kind in INTEGERS.values():
+                elif ctype in INTEGERS.values():
                     number = number or part
         line = cls(text.split(b"\0", 1)[0].decode(errors="replace").rstrip("\n"))
         line.ret = int.from_bytes(number, sys.byteorder, signed=True)

@@ -22,7 +22,7 @@ _NOT_SHOWN = (ENOTSUPP, errnos.EOPNOTSUPP, errnos.ENOSPC)
 _BATCH = 16384  # entries per system call: a few megabytes at most, and a signal is not kept waiting
 
 
-class _Room(threading.local):
+class _Buffers(threading.local):
     """The buffers of one call on a map, of each thread its own: a call gives up the GIL."""
 
     def __init__(self, key_size: int, value_size: int) -> None:
@@ -81,8 +81,8 @@ class Map(MutableMapping[Any, Any]):
         if self.percpu:
             self._cpus = int(libbpf.lib().libbpf_num_possible_cpus())
             self._stride = (self.value_size + 7) // 8 * 8
-        self._value_room = (self._stride * (self._cpus if self.percpu else 1)) or 1
-        self._room = _Room(self.key_size or 1, self._value_room)
+        self._value_stride = (self._stride * (self._cpus if self.percpu else 1)) or 1
+        self._buffers = _Buffers(self.key_size or 1, self._value_stride)
         # what the test wrote, for failure reports; bounded, a property test writes without end
         self.touched: deque[tuple[str, Any, Any]] = deque(maxlen=100)
         self._sparse = self.type in uapi.SPARSE_MAPS
@@ -168,12 +168,12 @@ class Map(MutableMapping[Any, Any]):
 
     # -- the mapping
 
-    def _room_for(self, key: Any) -> _Room:
-        """Return this thread's buffers, with the key in its place."""
-        room = self._room
-        ctypes.memmove(room.key, self.encode_key(key), self.key_size)
-        room.attr.map_fd, room.attr.flags = self.fd, 0
-        return room
+    def _buffers_for(self, key: Any) -> _Buffers:
+        """Return this thread's buffers, with the key written."""
+        buffers = self._buffers
+        ctypes.memmove(buffers.key, self.encode_key(key), self.key_size)
+        buffers.attr.map_fd, buffers.attr.flags = self.fd, 0
+        return buffers
 
     def _error(self, operation: str, errno: int) -> SyscallError:
         hint = ""
@@ -193,15 +193,15 @@ class Map(MutableMapping[Any, Any]):
 
     def lookup(self, key: Any) -> bytes | None:
         """Return the raw value of ``key``, None when there is none."""
-        room = self._room_for(key)
-        result = bpf.call(Cmd.MAP_LOOKUP_ELEM, room.attr)
+        buffers = self._buffers_for(key)
+        result = bpf.call(Cmd.MAP_LOOKUP_ELEM, buffers.attr)
         if result == -errnos.ENOENT:
             return None
         if self._sparse and -result in _NOT_SHOWN:
-            return self._placed.get(room.key.raw)
+            return self._placed.get(buffers.key.raw)
         if result < 0:
             raise self._error("look up in map", -result)
-        return room.value.raw[: self._value_room if self.value_size else 0]
+        return buffers.value.raw[: self._value_stride if self.value_size else 0]
 
     def __getitem__(self, key: Any) -> Any:
         raw = self.lookup(key)
@@ -216,28 +216,28 @@ class Map(MutableMapping[Any, Any]):
             SyscallError: E2BIG when the map is full, EEXIST or ENOENT by the flags.
         """
         raw = self.encode_value(value)
-        room = self._room_for(key)
-        ctypes.memmove(room.value, raw, len(raw))
-        room.attr.flags = flags
-        result = bpf.call(Cmd.MAP_UPDATE_ELEM, room.attr)
+        buffers = self._buffers_for(key)
+        ctypes.memmove(buffers.value, raw, len(raw))
+        buffers.attr.flags = flags
+        result = bpf.call(Cmd.MAP_UPDATE_ELEM, buffers.attr)
         if result < 0:
             raise self._error("update map", -result)
         if self._sparse:
-            self._placed[room.key.raw] = raw
+            self._placed[buffers.key.raw] = raw
         self.touched.append(("set", key, value))
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.put(key, value)
 
     def __delitem__(self, key: Any) -> None:
-        room = self._room_for(key)
-        attr = uapi.MapElemAttr(map_fd=self.fd, key=ctypes.addressof(room.key))
+        buffers = self._buffers_for(key)
+        attr = uapi.MapElemAttr(map_fd=self.fd, key=ctypes.addressof(buffers.key))
         result = bpf.call(Cmd.MAP_DELETE_ELEM, attr)
         if result == -errnos.ENOENT:
             raise KeyError(key)
         if result < 0:
             raise self._error("delete from map", -result)
-        self._placed.pop(room.key.raw, None)
+        self._placed.pop(buffers.key.raw, None)
         self.touched.append(("del", key, None))
 
     def __contains__(self, key: object) -> bool:
@@ -283,7 +283,7 @@ class Map(MutableMapping[Any, Any]):
         """Delete every entry; array maps are zeroed instead, they cannot lose entries."""
         for raw in list(self._filled_keys()):
             if self.type in (MapType.ARRAY, MapType.PERCPU_ARRAY):
-                self.put(self.decode_key(raw), self.decode_value(bytes(self._value_room)))
+                self.put(self.decode_key(raw), self.decode_value(bytes(self._value_stride)))
             else:
                 with contextlib.suppress(KeyError):
                     del self[self.decode_key(raw)]
@@ -314,7 +314,7 @@ class Map(MutableMapping[Any, Any]):
         """
         key_bytes, value_bytes = memoryview(keys).cast("B"), memoryview(values).cast("B")
         count, rest = divmod(len(key_bytes), self.key_size)
-        size = self._value_room
+        size = self._value_stride
         if rest or len(value_bytes) != count * size:
             raise FieldValueError(
                 f"map {self.name}: {len(key_bytes)} bytes of keys and {len(value_bytes)} of values"
@@ -336,19 +336,19 @@ class Map(MutableMapping[Any, Any]):
             return
         if -result not in (ENOTSUPP, errnos.EOPNOTSUPP, errnos.EINVAL):
             raise self._error(f"update map (entry {attr.count} of the batch)", -result)
-        size, room = self._value_room, self._room
-        room.attr.map_fd, room.attr.flags = self.fd, 0
+        size, buffers = self._value_stride, self._buffers
+        buffers.attr.map_fd, buffers.attr.flags = self.fd, 0
         for i in range(count):
-            ctypes.memmove(room.key, _slot(keys, i, self.key_size), self.key_size)
-            ctypes.memmove(room.value, _slot(values, i, size), size)
-            result = bpf.call(Cmd.MAP_UPDATE_ELEM, room.attr)
+            ctypes.memmove(buffers.key, _slot(keys, i, self.key_size), self.key_size)
+            ctypes.memmove(buffers.value, _slot(values, i, size), size)
+            result = bpf.call(Cmd.MAP_UPDATE_ELEM, buffers.attr)
             if result < 0:
                 raise self._error(f"update map (entry {i} of the batch)", -result)
 
     def snapshot(self) -> dict[Any, Any]:
         """Read all entries at once into a dict, in batches where the kernel can (Linux 5.6)."""
         keys, values = self.snapshot_raw()
-        size = self._value_room
+        size = self._value_stride
         return {
             self.decode_key(_slot(keys, i, self.key_size)): self.decode_value(
                 _slot(values, i, size)
@@ -361,11 +361,11 @@ class Map(MutableMapping[Any, Any]):
         if self._sparse:
             return self._snapshot_singly()
         all_keys, all_values = bytearray(), bytearray()
-        size = self._value_room
+        size = self._value_stride
         # a batch must be able to hold the fullest bucket of a hash map, else the kernel says ENOSPC
-        room = max(1, min(self.max_entries, _BATCH))
-        keys = ctypes.create_string_buffer(room * self.key_size)
-        values = ctypes.create_string_buffer(room * size)
+        capacity = max(1, min(self.max_entries, _BATCH))
+        keys = ctypes.create_string_buffer(capacity * self.key_size)
+        values = ctypes.create_string_buffer(capacity * size)
         position = ctypes.create_string_buffer(max(4, self.key_size))
         attr = uapi.MapBatchAttr(
             out_batch=ctypes.addressof(position),
@@ -374,7 +374,7 @@ class Map(MutableMapping[Any, Any]):
             map_fd=self.fd,
         )
         while True:
-            attr.count = room
+            attr.count = capacity
             result = bpf.call(Cmd.MAP_LOOKUP_BATCH, attr)
             if result < 0 and -result in (ENOTSUPP, errnos.EOPNOTSUPP, errnos.EINVAL):
                 return self._snapshot_singly()

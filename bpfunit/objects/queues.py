@@ -48,13 +48,13 @@ class QueueMap(Map):
     def clear(self) -> None:
         """Remove every value."""
         self._require_listed(self.type != MapType.BLOOM_FILTER)
-        empty = bytes(self._value_room)
+        empty = bytes(self._value_stride)
         while self._call("pop from", Cmd.MAP_LOOKUP_AND_DELETE_ELEM, empty) is not None:
             pass
 
     def snapshot_values(self) -> list[bytes]:
         """Return the bytes of all values, the next one first; they are taken out and put back."""
-        empty, values = bytes(self._value_room), list[bytes]()
+        empty, values = bytes(self._value_stride), list[bytes]()
         while True:
             raw = self._call("pop from", Cmd.MAP_LOOKUP_AND_DELETE_ELEM, empty)
             if raw is None:
@@ -73,21 +73,21 @@ class QueueMap(Map):
             self._call("push to", Cmd.MAP_UPDATE_ELEM, raw)
 
     def _next(self, verb: str, command: Cmd) -> Any:
-        raw = self._call(verb, command, bytes(self._value_room))
+        raw = self._call(verb, command, bytes(self._value_stride))
         if raw is None:
             raise IndexError(f"{verb} {self.name}: it is empty")
         return self.decode_value(raw)
 
     def _call(self, verb: str, command: Cmd, value: bytes, flags: int = 0) -> bytes | None:
         """Make one call and return the value's bytes after it, None when there was none."""
-        room = ctypes.create_string_buffer(value, len(value))
-        attr = uapi.MapElemAttr(map_fd=self.fd, value=ctypes.addressof(room), flags=flags)
+        buffer = ctypes.create_string_buffer(value, len(value))
+        attr = uapi.MapElemAttr(map_fd=self.fd, value=ctypes.addressof(buffer), flags=flags)
         result = bpf.call(command, attr)
         if result == -errno.ENOENT:
             return None
         if result < 0:
             raise self._error(f"{verb} map", -result)
-        return room.raw
+        return buffer.raw
 
     def __contains__(self, value: object) -> bool:
         self._require_listed(self.type == MapType.BLOOM_FILTER)
@@ -98,9 +98,9 @@ class QueueMap(Map):
             self._refuse()
 
     def _refuse(self, *_args: Any, **_named: Any) -> NoReturn:
-        kind = getattr(self.type, "name", str(self.type)).lower().replace("_", " ")
+        map_type = getattr(self.type, "name", str(self.type)).lower().replace("_", " ")
         raise BpfunitError(
-            f"list map {self.name}: a {kind} has no keys, and the kernel does not list what it"
+            f"list map {self.name}: a {map_type} has no keys, and the kernel does not list what it"
             " holds; there is push, pop and peek"
         )
 

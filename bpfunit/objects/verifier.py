@@ -111,7 +111,7 @@ _SAID: tuple[tuple[str, str], ...] = (
     ),
     (
         r"missing BPF prog type, check ELF section name '([^']*)'",
-        "libbpf does not know what kind of program this section's name stands for; write it as"
+        "libbpf does not know the program type that this section's name stands for; write it as"
         ' libbpf 1.0 does: SEC("cgroup/connect4"), SEC("xdp"), SEC("tc") (a bare SEC("connect4")'
         ' or SEC("classifier/x") was older tools\' way)',
     ),

@@ -108,9 +108,9 @@ def portable(warning: warnings.WarningMessage) -> None:
     """
     message, category = warning.message, warning.category or UserWarning
     known = next(
-        kind
-        for kind in (*category.__mro__, Warning)
-        if kind.__module__.partition(".")[0] in _EVERYWHERE
+        base
+        for base in (*category.__mro__, Warning)
+        if base.__module__.partition(".")[0] in _EVERYWHERE
     )
     said = text(message)
     if known is not category:

@@ -18,7 +18,7 @@ import pytest
 from bpfunit.coverage.data import CoverageData, payload
 from bpfunit.coverage.probes import Mode
 from bpfunit.coverage.recorder import CoverageRecorder
-from bpfunit.coverage.reports import KINDS, ReportOptions, ReportRequest, Reports
+from bpfunit.coverage.reports import REPORT_TYPES, ReportOptions, ReportRequest, Reports
 from bpfunit.errors import BpfunitError
 from bpfunit.rewrite import ambient
 
@@ -52,7 +52,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="TYPE",
         action="append",
         default=[],
-        help=f"Type of report: {', '.join(KINDS)}; all but the first two may be followed by "
+        help=f"Type of report: {', '.join(REPORT_TYPES)}; all but the first two may be followed by "
         "':DEST'. 'term' by default; an empty TYPE for none. Multi-allowed.",
     )
     group.addoption(

@@ -115,7 +115,7 @@ def make_targets(config: pytest.Config, run: Path, guests: int) -> list[Target]:
             cwd=config.invocation_params.dir,
             boot_timeout=option.guest_boot_timeout,
             silence_timeout=option.guest_timeout,
-            places=places(option.guest_cpus * guests, option.guest_memory * guests),
+            slots=slots(option.guest_cpus * guests, option.guest_memory * guests),
             run=run,
         )
         directory = run / str(number)
@@ -144,7 +144,7 @@ def needed_files(config: pytest.Config) -> Iterator[tuple[str, Path]]:
         yield "the object (--bpf-object)", directory / config.option.bpf_object
 
 
-def places(cpus: int, memory: int) -> int:
+def slots(cpus: int, memory: int) -> int:
     """Return how many kernels may be up at once on this machine, at least one.
 
     Args:
@@ -255,7 +255,7 @@ class HostSide:
         label = self._label_of(node)
         if error is None:
             self._host_items = max(self._host_items, node.workeroutput.get(HOST_ITEMS, 0))
-            # Else its guest would stay to the end of the run, and keep its place from the others.
+            # Else its guest would stay to the end of the run, and keep its slot from the others.
             node.gateway.exit()
             return
         directory = (

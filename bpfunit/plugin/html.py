@@ -64,7 +64,7 @@ class HtmlReport:
         found = []
         for text in option.bpf_cov_report if option.bpf_cov else ():
             request = ReportRequest.parse(text)
-            if request.kind == "html":
+            if request.report_type == "html":
                 index = self._config.rootpath / request.destination / "index.html"
                 found.append(self._link("Branch coverage", index))
         histogram = getattr(option, "benchmark_histogram", None)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bpfunit.plugin.outcomes import collector_of, is_controller
-from bpfunit.report import OutcomeKind, Run, matrix
+from bpfunit.report import Run, Status, matrix
 from bpfunit.report.matrix_junit import write_junit
 
 _SHOWN = 50  # missing tests of a kernel that the terminal lists
@@ -65,7 +65,7 @@ class MatrixReport:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Show the table, and write the files."""
         run = self._outcomes.run()
-        if len(run.kernels) > 1 or OutcomeKind.MISSING in run.counts():
+        if len(run.kernels) > 1 or Status.MISSING in run.counts():
             show(run, terminalreporter)
         self._write(run, terminalreporter)
 
@@ -103,9 +103,7 @@ def show(run: Run, terminal: pytest.TerminalReporter) -> None:
         for side in matrix.sides(row):
             terminal.write_line(f"  {side}")
     for kernel in run.kernels:
-        missing = [
-            o for o in run.outcomes if (o.kernel, o.kind) == (kernel.name, OutcomeKind.MISSING)
-        ]
+        missing = [o for o in run.outcomes if (o.kernel, o.status) == (kernel.name, Status.MISSING)]
         if missing:
             tests = "1 test" if len(missing) == 1 else f"{len(missing)} tests"
             terminal.write_line(f"missing: {tests} never ran on {kernel.name}", red=True)

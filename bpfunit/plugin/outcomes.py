@@ -18,7 +18,7 @@ import pytest
 from bpfunit.guest import in_guest
 from bpfunit.plugin.carry import text
 from bpfunit.plugin.engines import choose_for
-from bpfunit.report import KernelInfo, Outcome, OutcomeKind, Run, Section
+from bpfunit.report import KernelInfo, Outcome, Run, Section, Status
 
 HOST = "host"
 """The kernel of tests that ran in no guest."""
@@ -26,8 +26,8 @@ HOST = "host"
 _NAME = "bpfunit-outcomes"
 _CRASHED = "???"  # what xdist gives as the phase of a test whose worker died
 _NEVER_RAN = "NEVER_RAN"  # what the host's side gives as the death of a test that had no guest
-_ORDER = list(OutcomeKind)
-_UNDECIDED = (OutcomeKind.PASSED, OutcomeKind.MISSING)
+_ORDER = list(Status)
+_UNDECIDED = (Status.PASSED, Status.MISSING)
 
 
 def is_controller(config: pytest.Config) -> bool:
@@ -116,21 +116,21 @@ class OutcomeCollector:
         if str(report.outcome) == "rerun":  # pytest-rerunfailures: this attempt does not count
             self._outcomes.pop(key, None)
             return
-        outcome = self._outcomes.setdefault(key, Outcome(*key, OutcomeKind.PASSED))
+        outcome = self._outcomes.setdefault(key, Outcome(*key, Status.PASSED))
         self._reports[key] = report
         outcome.seconds += getattr(report, "duration", 0.0)
         if report.user_properties:
             outcome.properties = [(text(key), text(value)) for key, value in report.user_properties]
         if report.when == "call":
             self._called.add(key)
-        kind = kind_of(report)
-        if kind is OutcomeKind.CRASHED:
+        status = status_of(report)
+        if status is Status.CRASHED:
             outcome.death = getattr(report, "bpfunit_death", "").lower()
-        if _ORDER.index(kind) < _ORDER.index(outcome.kind):
-            outcome.kind = kind
-        if report.longrepr and kind is not OutcomeKind.PASSED:
+        if _ORDER.index(status) < _ORDER.index(outcome.status):
+            outcome.status = status
+        if report.longrepr and status is not Status.PASSED:
             outcome.reason = outcome.reason or _reason(report)
-            if kind.is_bad:
+            if status.is_bad:
                 title = "traceback" if report.when == "call" else f"traceback, {report.when}"
                 outcome.sections.append(Section(title, report.longreprtext))
         known = {(section.title, section.text) for section in outcome.sections}
@@ -169,10 +169,10 @@ class OutcomeCollector:
         """Return the last report of a test, None where none came."""
         return self._reports.get((outcome.test, outcome.kernel))
 
-    def kinds(self) -> set[OutcomeKind]:
-        """Return the kinds of outcomes that there are, missing ones included."""
+    def statuses(self) -> set[Status]:
+        """Return the statuses of outcomes that there are, missing ones included."""
         missing = self.missing()  # may find that a test which seemed to pass did not
-        return {outcome.kind for outcome in (*self._outcomes.values(), *missing)}
+        return {outcome.status for outcome in (*self._outcomes.values(), *missing)}
 
     def missing(self) -> list[Outcome]:
         """Return the tests that were collected, or should have been, and never came to their end.
@@ -189,28 +189,28 @@ class OutcomeCollector:
             outcome = self._outcomes.get(key)
             if outcome is None:
                 never = "never ran" if key in self._collected else "no guest came to collect it"
-                found.append(Outcome(*key, OutcomeKind.MISSING, reason=never))
-            elif key not in self._called and outcome.kind in _UNDECIDED:
-                outcome.kind = OutcomeKind.MISSING
+                found.append(Outcome(*key, Status.MISSING, reason=never))
+            elif key not in self._called and outcome.status in _UNDECIDED:
+                outcome.status = Status.MISSING
                 outcome.reason = outcome.reason or "the run ended before the test did"
                 found.append(outcome)
         return found
 
 
-def kind_of(report: pytest.TestReport) -> OutcomeKind:
+def status_of(report: pytest.TestReport) -> Status:
     """Return what a report says about its test; a passed phase leaves the verdict to the others."""
     if getattr(report, "bpfunit_death", None) == _NEVER_RAN:
-        return OutcomeKind.MISSING
+        return Status.MISSING
     if report.when == _CRASHED or hasattr(report, "bpfunit_death"):
-        return OutcomeKind.CRASHED
+        return Status.CRASHED
     if getattr(report, "not_applicable", None) is not None:
-        return OutcomeKind.NOT_APPLICABLE
+        return Status.NOT_APPLICABLE
     expected = hasattr(report, "wasxfail")
     if report.skipped:
-        return OutcomeKind.XFAILED if expected else OutcomeKind.SKIPPED
+        return Status.XFAILED if expected else Status.SKIPPED
     if report.passed:
-        return OutcomeKind.XPASSED if expected and report.when == "call" else OutcomeKind.PASSED
-    return OutcomeKind.FAILED if report.when == "call" else OutcomeKind.ERROR
+        return Status.XPASSED if expected and report.when == "call" else Status.PASSED
+    return Status.FAILED if report.when == "call" else Status.ERROR
 
 
 def _reason(report: pytest.TestReport) -> str:

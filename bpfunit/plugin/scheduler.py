@@ -130,6 +130,6 @@ class MatrixScheduling(Scheduling):  # type: ignore[misc]  # xdist declares no t
                 one.schedule()
                 if not one.collection:
                     # Nothing to run, or guests that disagree: xdist would keep them to the end of
-                    # the run, and with them a place that another kernel waits for.
+                    # the run, and with them a slot that another kernel waits for.
                     for node in one.nodes:
                         node.shutdown()

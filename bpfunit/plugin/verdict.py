@@ -14,7 +14,7 @@ import pytest
 from _pytest.junitxml import LogXML
 
 from bpfunit.plugin.outcomes import OutcomeCollector, collector_of, is_controller
-from bpfunit.report import OutcomeKind
+from bpfunit.report import Status
 
 if TYPE_CHECKING:
     from bpfunit.plugin.workers import Workers
@@ -26,7 +26,7 @@ DEATHS_AND_FAILURES = 71  # the same, and tests failed
 _NAME = "bpfunit-verdict"
 _GATEWAY = "bpfunit.plugin.gateway"
 _REPORTS = ("matrix_json", "matrix_markdown", "matrix_junit", "bpf_html")
-_FAILED = (OutcomeKind.FAILED, OutcomeKind.ERROR)
+_FAILED = (Status.FAILED, Status.ERROR)
 _ORDER = (
     pytest.ExitCode.OK,
     pytest.ExitCode.NO_TESTS_COLLECTED,
@@ -135,10 +135,10 @@ class Verdict:
                 junit.pytest_runtest_logreport(cut)
 
     def _decide(self, said: set[int], told_to_stop: object) -> int:
-        kinds = self._outcomes.kinds()
-        failed = bool(self._outcomes.uncollected) or not kinds.isdisjoint(_FAILED)
-        is_missing = OutcomeKind.MISSING in kinds
-        died = OutcomeKind.CRASHED in kinds or self._workers.deaths > 0
+        statuses = self._outcomes.statuses()
+        failed = bool(self._outcomes.uncollected) or not statuses.isdisjoint(_FAILED)
+        is_missing = Status.MISSING in statuses
+        died = Status.CRASHED in statuses or self._workers.deaths > 0
         stopped = told_to_stop or self._limit_reached or pytest.ExitCode.INTERRUPTED in said
         if asked := self._workers.status:  # what a test gave to pytest.exit
             said = said - {int(pytest.ExitCode.INTERRUPTED)} | {asked}

@@ -235,12 +235,14 @@ class DeviceCalls:
         if request.ctx is None or request.flags or request.data is not None:
             raise NotApplicableError(f"{refuse}: a real call comes with a context and nothing else")
         context: DeviceContext = program.type.decode_context(request.ctx)
-        kinds = {1: stat.S_IFBLK, 2: stat.S_IFCHR}
+        file_types = {1: stat.S_IFBLK, 2: stat.S_IFCHR}
         node_type, access = context.access_type & 0xFFFF, context.access_type >> 16
         number = os.makedev(context.major, context.minor)
-        if node_type in kinds and any(request.ctx[12:]) is False:
+        if node_type in file_types and any(request.ctx[12:]) is False:
             if access == _ACCESS["m"]:
-                return context, lambda: _errno_of(os.mknod, node, kinds[node_type] | 0o600, number)
+                return context, lambda: _errno_of(
+                    os.mknod, node, file_types[node_type] | 0o600, number
+                )
             flags = {2: os.O_RDONLY, 4: os.O_WRONLY, 6: os.O_RDWR}.get(access)
             if flags is not None:
                 return context, lambda: _errno_of(os.open, node, flags | os.O_NONBLOCK)
@@ -251,8 +253,10 @@ class DeviceCalls:
     @contextlib.contextmanager
     def _node_for(self, context: DeviceContext, node: Path) -> Iterator[None]:
         if context.access_type >> 16 != _ACCESS["m"]:
-            kind = stat.S_IFBLK if context.access_type & 0xFFFF == _NODES["b"] else stat.S_IFCHR
-            os.mknod(node, kind | 0o777, os.makedev(context.major, context.minor))
+            file_type = (
+                stat.S_IFBLK if context.access_type & 0xFFFF == _NODES["b"] else stat.S_IFCHR
+            )
+            os.mknod(node, file_type | 0o777, os.makedev(context.major, context.minor))
         try:
             yield
         finally:

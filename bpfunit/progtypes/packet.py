@@ -19,13 +19,13 @@ from bpfunit.runs.program import Program
 from bpfunit.runs.result import Result
 from bpfunit.values.records import StructRecord, array_type
 
-_DATA_ROOM = 256  # bytes that a program may add in front of or behind the packet by default
+_HEADROOM = 256  # bytes that a program may add in front of or behind the packet by default
 # the smallest Ethernet frame without its checksum, rounded up: a packet for a test that needs none
 _ANY_PACKET = bytes(64)
 _BPF_DROP = 2  # enum bpf_ret_code
 ETH_HLEN = 14  # include/uapi/linux/if_ether.h
 _ETH_P = {0x0800: ("IPv4", ETH_HLEN + 20), 0x86DD: ("IPv6", ETH_HLEN + 40)}
-_PAGE_ROOM = 3520  # a page without headroom (256 for XDP) and struct skb_shared_info (320)
+_PAGE_ROOM = 3520  # a page less 256 of the kernel's headroom and 320 of struct skb_shared_info
 _u32 = ctypes.c_uint32
 
 
@@ -116,7 +116,7 @@ class PacketProgram(Program):
         data: bytes | None = None,
         *,
         ctx: Any = None,
-        data_room: int = _DATA_ROOM,
+        headroom: int = _HEADROOM,
         repeat: int = 1,
         observe: bool = True,
     ) -> PacketResult:
@@ -125,7 +125,7 @@ class PacketProgram(Program):
         Args:
             data: the packet from its Ethernet header on; 64 zeroes by default.
             ctx: the context that goes with it, a structure or bytes, where the type takes one.
-            data_room: bytes by which the packet may grow.
+            headroom: bytes by which the packet may grow.
             repeat: how often to run.
             observe: see :meth:`bpfunit.Program.run`.
 
@@ -141,7 +141,7 @@ class PacketProgram(Program):
             self.refuse_input(data)
         data = bytes(data)
         raw = None if ctx is None else bytes(ctx)
-        request = Request(raw, None, repeat, data, len(data) + data_room)
+        request = Request(raw, None, repeat, data, len(data) + headroom)
         return cast("PacketResult", self.execute(request, ctx, observe=observe, data_in=data))
 
     @property
@@ -153,7 +153,7 @@ class PacketProgram(Program):
         """Return the run on one packet of :meth:`run_many`."""
         if not isinstance(given, (bytes, bytearray, memoryview)):
             self.refuse_input(given)
-        return Request(None, None, 1, bytes(given), len(given) + _DATA_ROOM)
+        return Request(None, None, 1, bytes(given), len(given) + _HEADROOM)
 
 
 class PacketType(NativeType):

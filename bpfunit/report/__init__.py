@@ -6,15 +6,15 @@ Knows nothing of pytest: the plugin fills a :class:`Run` and calls :func:`write_
 from __future__ import annotations
 
 from bpfunit.report._html import render_html, write_html
-from bpfunit.report._model import KernelInfo, Link, Outcome, OutcomeKind, Run, Section
+from bpfunit.report._model import KernelInfo, Link, Outcome, Run, Section, Status
 
 __all__ = [
     "KernelInfo",
     "Link",
     "Outcome",
-    "OutcomeKind",
     "Run",
     "Section",
+    "Status",
     "render_html",
     "write_html",
 ]

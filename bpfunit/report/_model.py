@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 
-class OutcomeKind(str, enum.Enum):
+class Status(str, enum.Enum):
     """How one test ended on one kernel; ordered from bad to good."""
 
     CRASHED = "crashed"
@@ -39,19 +39,19 @@ class OutcomeKind(str, enum.Enum):
         return _MARKS[self]
 
 
-_FAILING = frozenset({OutcomeKind.CRASHED, OutcomeKind.ERROR, OutcomeKind.FAILED})
-_BAD = _FAILING | {OutcomeKind.MISSING}
+_FAILING = frozenset({Status.CRASHED, Status.ERROR, Status.FAILED})
+_BAD = _FAILING | {Status.MISSING}
 _MARKS = {
-    OutcomeKind.CRASHED: "☠",
-    OutcomeKind.MISSING: "?",
-    OutcomeKind.ERROR: "!",
-    OutcomeKind.FAILED: "✗",
-    OutcomeKind.XPASSED: "x̄",
-    OutcomeKind.XFAILED: "x",
-    OutcomeKind.SKIPPED: "–",
-    OutcomeKind.NOT_APPLICABLE: "∅",
-    OutcomeKind.PASSED: "✓",
-    OutcomeKind.ABSENT: "·",
+    Status.CRASHED: "☠",
+    Status.MISSING: "?",
+    Status.ERROR: "!",
+    Status.FAILED: "✗",
+    Status.XPASSED: "x̄",
+    Status.XFAILED: "x",
+    Status.SKIPPED: "–",
+    Status.NOT_APPLICABLE: "∅",
+    Status.PASSED: "✓",
+    Status.ABSENT: "·",
 }
 
 
@@ -98,7 +98,7 @@ class Outcome:
     Attributes:
         test: pytest's node id without the kernel.
         kernel: the column, a :attr:`KernelInfo.name`.
-        kind: how it ended.
+        status: how it ended.
         seconds: set-up, call and tear-down together.
         reason: the one line that says why, for what is not a pass.
         sections: texts to show, in order.
@@ -109,7 +109,7 @@ class Outcome:
 
     test: str
     kernel: str
-    kind: OutcomeKind
+    status: Status
     seconds: float = 0.0
     reason: str = ""
     sections: list[Section] = field(default_factory=list)
@@ -143,10 +143,10 @@ class Run:
     links: list[Link] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
-    def counts(self, kernel: str | None = None) -> dict[OutcomeKind, int]:
-        """Return how many outcomes of each kind there are, on one kernel or on all."""
-        found = Counter(o.kind for o in self.outcomes if kernel in (None, o.kernel))
-        return {kind: found[kind] for kind in OutcomeKind if found[kind]}
+    def counts(self, kernel: str | None = None) -> dict[Status, int]:
+        """Return how many outcomes of each status there are, on one kernel or on all."""
+        found = Counter(o.status for o in self.outcomes if kernel in (None, o.kernel))
+        return {status: found[status] for status in Status if found[status]}
 
     def seconds_on(self, kernel: str) -> float:
         """Return the time that the tests took on one kernel, in seconds."""
@@ -162,7 +162,7 @@ class Run:
     def _cells(self, found: dict[str, Outcome]) -> list[Outcome]:
         test = next(iter(found.values())).test
         return [
-            found.get(kernel.name) or Outcome(test, kernel.name, OutcomeKind.ABSENT)
+            found.get(kernel.name) or Outcome(test, kernel.name, Status.ABSENT)
             for kernel in self.kernels
         ]
 
@@ -190,23 +190,23 @@ class Row:
         return self.test.partition("::")[2] or self.test
 
     @property
-    def worst(self) -> OutcomeKind:
+    def worst(self) -> Status:
         """The outcome that matters most, which the row is filtered by."""
-        order = list(OutcomeKind)
-        return min((cell.kind for cell in self.cells), key=order.index)
+        order = list(Status)
+        return min((cell.status for cell in self.cells), key=order.index)
 
     @property
     def differs(self) -> bool:
         """Whether it passed on one kernel and failed on another; to be missing is not to fail."""
-        kinds = {cell.kind for cell in self.cells}
-        return OutcomeKind.PASSED in kinds and not kinds.isdisjoint(_FAILING)
+        statuses = {cell.status for cell in self.cells}
+        return Status.PASSED in statuses and not statuses.isdisjoint(_FAILING)
 
-    def kernels_by_kind(self) -> dict[OutcomeKind, list[str]]:
+    def kernels_by_status(self) -> dict[Status, list[str]]:
         """Return the kernels that have the test, by how it ended there."""
-        found: dict[OutcomeKind, list[str]] = {}
+        found: dict[Status, list[str]] = {}
         for cell in self.cells:
-            if cell.kind is not OutcomeKind.ABSENT:
-                found.setdefault(cell.kind, []).append(cell.kernel)
+            if cell.status is not Status.ABSENT:
+                found.setdefault(cell.status, []).append(cell.kernel)
         return found
 
     @property

@@ -8,20 +8,20 @@ from __future__ import annotations
 from typing import Any
 
 from bpfunit.report._format import duration
-from bpfunit.report._model import KernelInfo, OutcomeKind, Row, Run
+from bpfunit.report._model import KernelInfo, Row, Run, Status
 
 SCHEMA = 1
 """Raised when a key of the JSON goes or changes its meaning; new keys leave it."""
 
-_COLUMNS: dict[str, tuple[OutcomeKind, ...]] = {
-    "passed": (OutcomeKind.PASSED,),
-    "failed": (OutcomeKind.FAILED, OutcomeKind.ERROR),
-    "skipped": (OutcomeKind.SKIPPED,),
-    "not applicable": (OutcomeKind.NOT_APPLICABLE,),
-    "died": (OutcomeKind.CRASHED,),
-    "missing": (OutcomeKind.MISSING,),
-    "xfailed": (OutcomeKind.XFAILED,),
-    "xpassed": (OutcomeKind.XPASSED,),
+_COLUMNS: dict[str, tuple[Status, ...]] = {
+    "passed": (Status.PASSED,),
+    "failed": (Status.FAILED, Status.ERROR),
+    "skipped": (Status.SKIPPED,),
+    "not applicable": (Status.NOT_APPLICABLE,),
+    "died": (Status.CRASHED,),
+    "missing": (Status.MISSING,),
+    "xfailed": (Status.XFAILED,),
+    "xpassed": (Status.XPASSED,),
 }
 _ALWAYS = ("passed", "failed", "skipped", "not applicable", "died")
 
@@ -29,7 +29,7 @@ _ALWAYS = ("passed", "failed", "skipped", "not applicable", "died")
 def is_bad(run: Run, kernel: KernelInfo) -> bool:
     """Tell whether a kernel's row must not look green: something went wrong, or nothing ran."""
     counts = run.counts(kernel.name)
-    return not counts or any(kind.is_bad for kind in counts)
+    return not counts or any(status.is_bad for status in counts)
 
 
 def table(run: Run) -> list[list[str]]:
@@ -39,14 +39,16 @@ def table(run: Run) -> list[list[str]]:
     """
     seen = run.counts()
     columns = {
-        title: kinds
-        for title, kinds in _COLUMNS.items()
-        if title in _ALWAYS or any(kind in seen for kind in kinds)
+        title: statuses
+        for title, statuses in _COLUMNS.items()
+        if title in _ALWAYS or any(status in seen for status in statuses)
     }
     lines = [["kernel", *columns, "time"]]
     for kernel in run.kernels:
         counts = run.counts(kernel.name)
-        numbers = [str(sum(counts.get(kind, 0) for kind in kinds)) for kinds in columns.values()]
+        numbers = [
+            str(sum(counts.get(status, 0) for status in statuses)) for statuses in columns.values()
+        ]
         lines.append([kernel.name, *numbers, duration(run.seconds_on(kernel.name))])
     return lines
 
@@ -73,8 +75,8 @@ def differing(run: Run) -> list[Row]:
 
 def sides(row: Row) -> list[str]:
     """Return who is on which side of a test that differs: ``passed on A, B``, ``failed on C``."""
-    ordered = sorted(row.kernels_by_kind().items(), key=lambda item: item[0].is_bad)
-    return [f"{kind.value} on {', '.join(kernels)}" for kind, kernels in ordered]
+    ordered = sorted(row.kernels_by_status().items(), key=lambda item: item[0].is_bad)
+    return [f"{status.value} on {', '.join(kernels)}" for status, kernels in ordered]
 
 
 def markdown(run: Run) -> str:
@@ -113,7 +115,7 @@ def data(run: Run) -> dict[str, Any]:
                 "label": kernel.label,
                 "notes": list(kernel.notes),
                 "ok": not is_bad(run, kernel),
-                "counts": {kind.value: n for kind, n in run.counts(kernel.name).items()},
+                "counts": {status.value: n for status, n in run.counts(kernel.name).items()},
                 "seconds": round(run.seconds_on(kernel.name), 3),
             }
             for kernel in run.kernels
@@ -123,13 +125,13 @@ def data(run: Run) -> dict[str, Any]:
                 "id": row.test,
                 "outcomes": {
                     cell.kernel: {
-                        "outcome": cell.kind.value,
+                        "outcome": cell.status.value,
                         "seconds": round(cell.seconds, 3),
                         "reason": cell.reason,
                         "death": cell.death,
                     }
                     for cell in row.cells
-                    if cell.kind is not OutcomeKind.ABSENT
+                    if cell.status is not Status.ABSENT
                 },
             }
             for row in run.rows()
@@ -147,9 +149,9 @@ def _notes(run: Run) -> list[str]:
 def _failure(row: Row) -> list[str]:
     lines = [f"- {_code(row.test)}"]
     for cell in row.cells:
-        if cell.kind.is_bad:
+        if cell.status.is_bad:
             reason = f": {_code(cell.reason)}" if cell.reason else ""
-            lines.append(f"  - {cell.kind.value} on {cell.kernel}{reason}")
+            lines.append(f"  - {cell.status.value} on {cell.kernel}{reason}")
     return lines
 
 

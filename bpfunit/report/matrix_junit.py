@@ -11,25 +11,25 @@ import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-from bpfunit.report._model import KernelInfo, Outcome, OutcomeKind, Run
+from bpfunit.report._model import KernelInfo, Outcome, Run, Status
 
 # What XML 1.0 can hold, section 2.2; logs of a dying kernel hold more.
 _ILLEGAL = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _ELEMENTS = {
-    OutcomeKind.CRASHED: "error",
-    OutcomeKind.MISSING: "error",
-    OutcomeKind.ERROR: "error",
-    OutcomeKind.FAILED: "failure",
-    OutcomeKind.XFAILED: "skipped",
-    OutcomeKind.SKIPPED: "skipped",
-    OutcomeKind.NOT_APPLICABLE: "skipped",
+    Status.CRASHED: "error",
+    Status.MISSING: "error",
+    Status.ERROR: "error",
+    Status.FAILED: "failure",
+    Status.XFAILED: "skipped",
+    Status.SKIPPED: "skipped",
+    Status.NOT_APPLICABLE: "skipped",
 }
 
 
 def junit(run: Run, kernel: KernelInfo) -> ET.Element:
     """Return the outcomes on one kernel as a ``testsuites`` element."""
     outcomes = [outcome for outcome in run.outcomes if outcome.kernel == kernel.name]
-    elements = [_ELEMENTS.get(outcome.kind) for outcome in outcomes]
+    elements = [_ELEMENTS.get(outcome.status) for outcome in outcomes]
     suite = ET.Element(
         "testsuite",
         name=kernel.name,
@@ -80,8 +80,10 @@ def _case(outcome: Outcome) -> ET.Element:
         properties = ET.SubElement(case, "properties")
         for key, value in outcome.properties:
             ET.SubElement(properties, "property", name=_clean(key), value=_clean(value))
-    if tag := _ELEMENTS.get(outcome.kind):
-        element = ET.SubElement(case, tag, type=outcome.kind.value, message=_clean(outcome.reason))
+    if tag := _ELEMENTS.get(outcome.status):
+        element = ET.SubElement(
+            case, tag, type=outcome.status.value, message=_clean(outcome.reason)
+        )
         # The first text is the traceback where there is one.
         element.text = _clean(outcome.sections[0].text if outcome.sections else outcome.reason)
     rest = outcome.sections[1:] if tag else outcome.sections

@@ -29,7 +29,7 @@ _REFUSED = -22  # what the callback returns to make libbpf give up: EINVAL
 
 
 @dataclass
-class _Session:
+class _Load:
     """One ``bpf_object__load`` under way.
 
     libbpf reads ``line_info`` and ``func_info`` after the callback has returned, so the buffers
@@ -43,12 +43,12 @@ class _Session:
     buffers: list[ctypes.Array[ctypes.c_char]] = field(default_factory=list)
 
 
-_sessions: list[_Session] = []
+_loads: list[_Load] = []
 
 
-def _set_info(session: _Session, opts: libbpf.ProgLoadOpts, image: Image) -> None:
+def _set_info(load: _Load, opts: libbpf.ProgLoadOpts, image: Image) -> None:
     """Point the load options at the func_info and line_info of a rewritten program."""
-    session.buffers += point_at_info(opts, image)
+    load.buffers += point_at_info(opts, image)
 
 
 def _records(address: int | None, count: int, size: int, known: int) -> bytes:
@@ -59,7 +59,7 @@ def _records(address: int | None, count: int, size: int, known: int) -> bytes:
     return b"".join(data[start : start + known] for start in range(0, len(data), size))
 
 
-def _read(session: _Session, prog: int, opts: libbpf.ProgLoadOpts) -> ProgramCode:
+def _read(load: _Load, prog: int, opts: libbpf.ProgLoadOpts) -> ProgramCode:
     """Make a `ProgramCode` of libbpf's program and load options."""
     lib = libbpf.lib()
     size = lib.bpf_program__insn_cnt(prog) * SLOT_SIZE
@@ -75,7 +75,7 @@ def _read(session: _Session, prog: int, opts: libbpf.ProgLoadOpts) -> ProgramCod
             _records(opts.line_info, opts.line_info_cnt, opts.line_info_rec_size, LINE_SIZE),
         ),
     )
-    if btf := lib.bpf_object__btf(session.obj):
+    if btf := lib.bpf_object__btf(load.obj):
 
         def string_at(offset: int) -> str:
             text: bytes | None = lib.btf__name_by_offset(btf, offset)
@@ -91,28 +91,28 @@ def _read(session: _Session, prog: int, opts: libbpf.ProgLoadOpts) -> ProgramCod
     return code
 
 
-def _rewrite(session: _Session, prog: int, opts: libbpf.ProgLoadOpts) -> None:
-    code = _read(session, prog, opts)
-    session.seen.add(code.name)
-    for step in session.passes:
+def _rewrite(load: _Load, prog: int, opts: libbpf.ProgLoadOpts) -> None:
+    code = _read(load, prog, opts)
+    load.seen.add(code.name)
+    for step in load.passes:
         step.rewrite(code)
     if code.changed:
         insns = code.image.insns
         libbpf.lib().bpf_program__set_insns(prog, insns, len(insns) // SLOT_SIZE)
-        _set_info(session, opts, code.image)
+        _set_info(load, opts, code.image)
 
 
 def _prepare_load(prog: int, opts: Any, _cookie: int) -> int:
     """Serve libbpf's callback: ctypes would swallow an exception here, so it is kept for later."""
     if libbpf.lib().bpf_program__section_name(prog).decode() in _XDP_FRAGS:
         opts.contents.prog_flags |= _BPF_F_XDP_HAS_FRAGS
-    if not _sessions:
+    if not _loads:
         return 0
-    session = _sessions[-1]
+    load = _loads[-1]
     try:
-        _rewrite(session, prog, opts.contents)
+        _rewrite(load, prog, opts.contents)
     except BaseException as error:
-        session.error = error
+        load.error = error
         return _REFUSED
     return 0
 
@@ -154,27 +154,27 @@ def instrumented(obj: int, passes: Sequence[Instrumentation]) -> Iterator[None]:
     Raises:
         Exception: whatever a pass raised, in place of libbpf's error that came of it.
     """
-    session = _Session(obj, passes)
-    _sessions.append(session)
+    load = _Load(obj, passes)
+    _loads.append(load)
     try:
         yield
     except Exception as failure:
-        if session.error is not None:
-            raise session.error from failure
+        if load.error is not None:
+            raise load.error from failure
         raise
     finally:
-        _sessions.remove(session)
-    unreached = _unreached(session)
+        _loads.remove(load)
+    unreached = _unreached(load)
     for step in passes:
         step.loaded(unreached)
 
 
-def _unreached(session: _Session) -> dict[str, Unreached]:
+def _unreached(load: _Load) -> dict[str, Unreached]:
     """Return the programs that libbpf loaded without asking."""
     lib, found = libbpf.lib(), {}
-    for prog in libbpf.each("bpf_object__next_program", session.obj):
+    for prog in libbpf.each("bpf_object__next_program", load.obj):
         name = lib.bpf_program__name(prog).decode()
-        if name not in session.seen and lib.bpf_program__autoload(prog):
+        if name not in load.seen and lib.bpf_program__autoload(prog):
             section = lib.bpf_program__section_name(prog).decode()
             size = lib.bpf_program__insn_cnt(prog) * SLOT_SIZE
             insns = decode(ctypes.string_at(lib.bpf_program__insns(prog), size))

@@ -120,24 +120,26 @@ class _Layout:
         self._edits = edits
         self._out: list[Insn] = []
         self._origin: list[int] = []
-        self._jump_place = [0] * len(flow.insns)  # where a jump to a slot has to go
-        self._call_place: dict[int, int] = {}  # where a call of a function has to go
+        self._jump_position = [0] * len(flow.insns)  # where a jump to a slot has to go
+        self._call_position: dict[int, int] = {}  # where a call of a function has to go
         self._jumps: list[_Pending] = []
         self._calls: list[_Pending] = []
-        self._stubs: list[tuple[int, int]] = []  # place of an out-of-line snippet, its jump's slot
+        self._stubs: list[
+            tuple[int, int]
+        ] = []  # position of an out-of-line snippet, its jump's slot
 
     def build(self, func_info: Sequence[FuncInfo], line_info: Sequence[LineInfo]) -> Patched:
         for start in self._flow.functions:
             self._function(start, self._flow.function_end(start))
         for jump in self._jumps:
-            self._set_jump(jump.position, self._jump_place[jump.target])
+            self._set_jump(jump.position, self._jump_position[jump.target])
         for call in self._calls:
             insn = self._out[call.position]
-            distance = self._call_place[call.target] - call.position - 1
+            distance = self._call_position[call.target] - call.position - 1
             self._out[call.position] = insn._replace(imm=distance)
         return Patched(
             self._out,
-            [f._replace(insn_off=self._call_place[f.insn_off]) for f in func_info],
+            [f._replace(insn_off=self._call_position[f.insn_off]) for f in func_info],
             self._moved_lines(line_info),
             self._origin,
         )
@@ -147,16 +149,16 @@ class _Layout:
         self._origin.extend([-1] * len(snippet))
 
     def _function(self, start: int, end: int) -> None:
-        self._call_place[start] = len(self._out)
+        self._call_position[start] = len(self._out)
         stubs: list[tuple[int, int, list[Insn]]] = []
         for index in range(start, end):
             edits = self._edits.get(index)
             if edits is None:
-                self._jump_place[index] = len(self._out)
+                self._jump_position[index] = len(self._out)
                 self._original(index)
                 continue
             self._emit(edits.entry)
-            self._jump_place[index] = len(self._out)
+            self._jump_position[index] = len(self._out)
             self._emit(edits.before)
             if edits.replacement is not None:
                 self._emit(edits.replacement)
@@ -215,7 +217,7 @@ class _Layout:
         moved = []
         for record in line_info:
             start = record.insn_off
-            place = self._call_place.get(start, self._jump_place[start])
+            place = self._call_position.get(start, self._jump_position[start])
             moved.append(record._replace(insn_off=place))
         current, position = line_info[0], 0
         line_of: dict[int, LineInfo] = {}

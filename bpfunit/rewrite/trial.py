@@ -99,14 +99,14 @@ def _stand_ins(image: Image) -> Iterator[bytes]:
         RewriteError: the kernel refuses such a map.
     """
     insns = decode(image.insns)
-    places = [n for n, insn in enumerate(insns) if insn.is_wide and insn.src == PSEUDO_MAP_FD]
+    positions = [n for n, insn in enumerate(insns) if insn.is_wide and insn.src == PSEUDO_MAP_FD]
     with ExitStack() as opened:
         stand_ins: dict[int, int | None] = {}
-        for fd in dict.fromkeys(insns[n].imm for n in places):
+        for fd in dict.fromkeys(insns[n].imm for n in positions):
             stand_ins[fd] = stand_in = _stand_in(fd)
             if stand_in is not None:
                 opened.callback(os.close, stand_in)
-        for n in places:
+        for n in positions:
             stand_in = stand_ins[insns[n].imm]
             if stand_in is not None:
                 insns[n] = insns[n]._replace(imm=stand_in)

@@ -53,7 +53,7 @@ class ValueMap:
 
     def __exit__(
         self,
-        _kind: type[BaseException] | None,
+        _error_type: type[BaseException] | None,
         _error: BaseException | None,
         _trace: types.TracebackType | None,
     ) -> None:

@@ -18,7 +18,7 @@ from bpfunit.tailcalls.tailcalls import CallRecorder, TailCall
 if TYPE_CHECKING:
     from bpfunit.runs.program import Program
 
-_CALLS_ROOM = 1 << 14  # tail-call records gathered before Python takes them over
+_CALLS_CAPACITY = 1 << 14  # tail-call records gathered before Python takes them over
 
 
 class BulkRun:
@@ -303,11 +303,11 @@ def _loop_in_c(
     )
     if recorder is not None:
         # the two stay referenced by these names until the loop is done
-        calls = (ctypes.c_uint8 * (_CALLS_ROOM * recorder.record_size))()
+        calls = (ctypes.c_uint8 * (_CALLS_CAPACITY * recorder.record_size))()
         call_count = (ctypes.c_uint32 * count)()
-        job.recorder, job.recorder_room = recorder.address(), recorder.CAPACITY
+        job.recorder, job.recorder_capacity = recorder.address(), recorder.CAPACITY
         job.record_size = recorder.record_size
-        job.calls, job.calls_room = ctypes.addressof(calls), _CALLS_ROOM
+        job.calls, job.calls_capacity = ctypes.addressof(calls), _CALLS_CAPACITY
         job.call_count = ctypes.addressof(call_count)
     position = 0
     while position < count:

@@ -256,7 +256,7 @@ class AnyProgram(Program):
         ctx: Any = None,
         *,
         data: bytes | None = None,
-        data_room: int = 0,
+        headroom: int = 0,
         repeat: int = 1,
         observe: bool = True,
     ) -> Result:
@@ -265,7 +265,7 @@ class AnyProgram(Program):
         Args:
             ctx: the context: a structure, bytes, or None to pass none at all.
             data: what the type takes beside, None for nothing.
-            data_room: bytes by which the answer may be longer than ``data``.
+            headroom: bytes by which the answer may be longer than ``data``.
             repeat: how often to run.
             observe: see :meth:`Program.run`.
 
@@ -276,9 +276,9 @@ class AnyProgram(Program):
         self.check_open()
         if isinstance(ctx, str):
             self.refuse_input(ctx)
-        room = len(data) + data_room if data is not None else data_room
+        capacity = len(data) + headroom if data is not None else headroom
         raw = None if ctx is None else bytes(ctx)
-        request = Request(raw, None, repeat, data, room)
+        request = Request(raw, None, repeat, data, capacity)
         result: Result = self.execute(request, ctx, observe=observe)
         return result
 

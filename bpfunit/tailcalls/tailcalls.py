@@ -110,12 +110,12 @@ class CallRecorder:
         if index:
             fill.append(i.store(4, 4, _HEADER + 4, 3))
         for offset in range(0, self.record_size - _LEAD, 4):
-            place = _HEADER + _LEAD + offset
+            position = _HEADER + _LEAD + offset
             if offset in fields:
-                fill += [i.load(4, 0, 1, offset), i.store(4, 4, place, 0)]
+                fill += [i.load(4, 0, 1, offset), i.store(4, 4, position, 0)]
             else:
                 # the memory may hold an earlier record, of a program that could read this field
-                fill.append(i.store_imm(4, 4, place, 0))
+                fill.append(i.store_imm(4, 4, position, 0))
         return [
             *i.load_map_value(4, self._map.fd, 0),
             i.load(8, 5, 4, 0),

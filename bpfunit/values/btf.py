@@ -206,8 +206,8 @@ class Types:
                 type_id, offset, size = struct.unpack_from("=III", self._raw, section.tail + 12 * i)
                 var = self._types[type_id]
                 if var.kind == kinds.VAR:
-                    place = Variable(section.name, offset, size, var.size_or_type)
-                    found.setdefault(var.name, []).append(place)
+                    variable = Variable(section.name, offset, size, var.size_or_type)
+                    found.setdefault(var.name, []).append(variable)
         return found
 
     def _make(self, type_id: int, typedef: str) -> Any:

@@ -48,9 +48,9 @@ class Layout:
         else:
             self.anonymous.append(field)
             self.members.update(ctype._members_)
-            for inner, descriptor in _bit_fields(ctype):
-                moved = 8 * (offset + descriptor.first) + descriptor.shift
-                self.bits.append(records.BitField(inner, moved, descriptor.bits, descriptor.signed))
+            for inner, member in _bit_fields(ctype):
+                moved = 8 * (offset + member.first) + member.shift
+                self.bits.append(records.BitField(inner, moved, member.bits, member.signed))
         self.end = max(self.end, offset + ctypes.sizeof(ctype))
 
     def add_bits(self, name: str, bit_offset: int, bits: int, signed: bool) -> None:
@@ -98,17 +98,17 @@ def layout_lines(ctype: Any, name: str = "", offset: int = 0) -> list[str]:
     if members is None:
         return [f"+{offset} {name or 'value'}: {_spelled(ctype)}"]
     lines = []
-    for field, kind in members.items():
+    for field, field_type in members.items():
         dotted = f"{name}.{field}" if name else field
-        place = getattr(ctype, field)
-        if kind is None:
-            first = 8 * (offset + place.first) + place.shift
-            sign = "signed " if place.signed else ""
+        member = getattr(ctype, field)
+        if field_type is None:
+            first = 8 * (offset + member.first) + member.shift
+            sign = "signed " if member.signed else ""
             lines.append(
-                f"+{first // 8} {dotted}: {sign}bits {first % 8} to {first % 8 + place.bits - 1}"
+                f"+{first // 8} {dotted}: {sign}bits {first % 8} to {first % 8 + member.bits - 1}"
             )
         else:
-            lines += layout_lines(kind, dotted, offset + place.offset)
+            lines += layout_lines(field_type, dotted, offset + member.offset)
     return lines
 
 

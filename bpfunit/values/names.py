@@ -18,7 +18,7 @@ class Names(Mapping[str, _V], Generic[_V]):
     do what they say.
 
     Args:
-        kind: what the items are, for errors.
+        noun: what one of the items are, for errors.
         source: what they come from, for errors.
         items: the items, a dict of the owner's that may grow.
         hints: for names that are not there, why, and what to do about it.
@@ -26,12 +26,12 @@ class Names(Mapping[str, _V], Generic[_V]):
 
     def __init__(
         self,
-        kind: str,
+        noun: str,
         source: str,
         items: dict[str, _V],
         hints: Mapping[str, str] | None = None,
     ) -> None:
-        self.__kind, self.__source = kind, source
+        self.__noun, self.__source = noun, source
         self.__own = items
         self.__hints = hints if hints is not None else {}
 
@@ -43,7 +43,7 @@ class Names(Mapping[str, _V], Generic[_V]):
 
     def __missing(self, name: str) -> NotFoundError:
         return NotFoundError(
-            f"look up {self.__kind} in {self.__source}",
+            f"look up {self.__noun} in {self.__source}",
             name,
             sorted(self.__own),
             self.__hints.get(name, ""),
@@ -75,10 +75,12 @@ class Names(Mapping[str, _V], Generic[_V]):
         return [*super().__dir__(), *self.__own]
 
     def __repr__(self) -> str:
-        return f"<{self.__kind}s of {self.__source}: {', '.join(self.__own)}>"
+        return f"<{self.__noun}s of {self.__source}: {', '.join(self.__own)}>"
 
 
 def _make_callable(item: Any, method: Any) -> None:
-    kind = type(item)
-    if "__call__" not in vars(kind):
-        item.__class__ = type(kind.__name__, (kind,), {"__call__": lambda _self, *a: method(*a)})
+    item_type = type(item)
+    if "__call__" not in vars(item_type):
+        item.__class__ = type(
+            item_type.__name__, (item_type,), {"__call__": lambda _self, *a: method(*a)}
+        )

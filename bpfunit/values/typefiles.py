@@ -37,9 +37,9 @@ def directory() -> Path:
 
 def _cached(name: str) -> bytes | None:
     handed = os.environ.get(DIRECTORY_VARIABLE)
-    for place in {Path(handed) if handed else directory(), directory()}:
+    for folder in {Path(handed) if handed else directory(), directory()}:
         try:
-            return Path(place, name).read_bytes()
+            return Path(folder, name).read_bytes()
         except OSError:
             continue
     return None
@@ -136,8 +136,8 @@ def _are_current(state: Sequence[Sequence[object]]) -> bool:
 def _compile(clang: str, path: Path, flags: Sequence[str]) -> tuple[bytes, list[str]]:
     """Return the types as BTF, and the files that the compiler read."""
     multiarch = sysconfig.get_config_var("MULTIARCH") or ""
-    with tempfile.TemporaryDirectory(prefix="bpfunit-types-") as place:
-        made, rules = Path(place, "types.o"), Path(place, "types.d")
+    with tempfile.TemporaryDirectory(prefix="bpfunit-types-") as folder:
+        made, rules = Path(folder, "types.o"), Path(folder, "types.d")
         command = [clang, "-target", "bpf", "-O2", "-g", "-fno-eliminate-unused-debug-types"]
         # a header warns about its own "#pragma once"; nobody runs the code
         command += ["-x", "c", "-std=gnu11", "-w", "-MD", "-MF", str(rules)]

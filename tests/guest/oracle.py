@@ -29,13 +29,13 @@ STREAM, DGRAM, RAW = socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW
 UDPLITE, MPTCP, SO_MARK = 136, 262, 36
 
 # (type, protocol): the two that matter, often, and the others that a hook may or may not be run for
-KINDS = (
+PROTOCOLS = (
     [(STREAM, socket.IPPROTO_TCP)] * 8
     + [(DGRAM, socket.IPPROTO_UDP)] * 8
     + [(STREAM, 0), (DGRAM, 0), (DGRAM, UDPLITE), (RAW, 255), (RAW, socket.IPPROTO_UDP)]
     + [(DGRAM, socket.IPPROTO_ICMP), (STREAM, MPTCP)]
 )
-DATAGRAM_KINDS = [(DGRAM, socket.IPPROTO_UDP)] * 12 + KINDS[8:]
+DATAGRAM_PROTOCOLS = [(DGRAM, socket.IPPROTO_UDP)] * 12 + PROTOCOLS[8:]
 PORTS = [0, 1, 53, 80, 443, 1023, 1024, 8080, 65535]
 ADDRESSES = {
     socket.AF_INET: ["0.0.0.0", "127.0.0.1", "10.0.0.1", "224.0.0.1", "255.255.255.255", "0.0.0.2"],
@@ -87,7 +87,7 @@ def make_case(program: bpfunit.Program, seed: int) -> Case:
     chance = random.Random(program.attach_type << 32 | seed)
     hook = program.hook
     family = hook.family
-    kind = chance.choice(DATAGRAM_KINDS if hook.datagram else KINDS)
+    protocol = chance.choice(DATAGRAM_PROTOCOLS if hook.datagram else PROTOCOLS)
     if family == socket.AF_INET and hook.call in ("connect", "sendmsg") and chance.random() < 0.2:
         family = socket.AF_INET6  # a dual-stack socket that talks IPv4
     maybe = chance.random
@@ -95,8 +95,8 @@ def make_case(program: bpfunit.Program, seed: int) -> Case:
     return Case(
         program=program.name,
         family=family,
-        type=int(kind[0]),
-        protocol=int(kind[1]),
+        type=int(protocol[0]),
+        protocol=int(protocol[1]),
         address=_address(chance, hook.family),
         port=chance.choice(PORTS) if maybe() < 0.5 else chance.randrange(65536),
         source=_address(chance, hook.family) if hook.has_source and maybe() < 0.5 else b"",
@@ -186,13 +186,13 @@ class Bench:
             context = self.context(case)
             # as bytes, like all of this: most of the time would go into typed records
             maps.plans.update_raw(_FIRST, _plan(case))
-            kind = program.hook.call
-            if kind == "sendmsg" and case.type != STREAM:
+            call = program.hook.call
+            if call == "sendmsg" and case.type != STREAM:
                 # sendmsg(2) binds an unbound socket before its hook, so only bound ones are real
                 sock.bind(("", 0))
             crafted = Crafted(program.attach_type, words_of(context))
             try:
-                with _prepared(kind, crafted, sock):
+                with _prepared(call, crafted, sock):
                     answers = [
                         self._answer(engine, Request(context, sock), case)
                         for engine in ("live", "testrun")
@@ -223,11 +223,11 @@ def _bound(crafted: Crafted, sock: socket.socket) -> Iterator[None]:
     yield
 
 
-def _prepared(kind: str, crafted: Crafted, sock: socket.socket) -> AbstractContextManager[None]:
+def _prepared(call: str, crafted: Crafted, sock: socket.socket) -> AbstractContextManager[None]:
     """Have the socket as the hook of a name finds it, for both engines alike."""
-    if kind == "getpeername":
+    if call == "getpeername":
         return arrange.connected(crafted, sock, ours=True)
-    return _bound(crafted, sock) if kind == "getsockname" else nullcontext()
+    return _bound(crafted, sock) if call == "getsockname" else nullcontext()
 
 
 def _plan(case: Case) -> bytes:

@@ -61,12 +61,12 @@ def contexts(seed: int) -> Iterator[tuple[str, str, dict[str, Any]]]:
     rng = random.Random(seed)
     for _ in range(CONTEXTS):
         last, number = rng.randrange(14), rng.choice((80, 443, 53, 929, 8080))
-        kind = rng.choice((socket.SOCK_STREAM, socket.SOCK_STREAM, socket.SOCK_DGRAM))
+        sock_type = rng.choice((socket.SOCK_STREAM, socket.SOCK_STREAM, socket.SOCK_DGRAM))
         if rng.random() < 0.5:
-            yield "cgroup_connect4_prog", f"10.96.0.{last}:{number}", {"type": kind}
+            yield "cgroup_connect4_prog", f"10.96.0.{last}:{number}", {"type": sock_type}
         else:
             host = rng.choice((f"fd00::{last:x}", f"::ffff:10.96.0.{last}"))
-            yield "cgroup_connect6_prog", f"[{host}]:{number}", {"type": kind}
+            yield "cgroup_connect6_prog", f"[{host}]:{number}", {"type": sock_type}
 
 
 def run_all(obj: Object, seed: int) -> list[tuple[Any, ...]]:

@@ -51,8 +51,8 @@ def packets(count: int, seed: int) -> Iterator[bytes]:
             body[8:10] = bytes([rng.choice((0, 64)), rng.choice((1, 2, 6, 17, 99))])
             if rng.random() < 0.3:
                 body[12:16] = body[16:20]
-        kind = b"\x08\x00" if rng.random() < 0.8 else b"\x08\x06"
-        yield bytes(12) + kind + bytes(body)
+        ethertype = b"\x08\x00" if rng.random() < 0.8 else b"\x08\x06"
+        yield bytes(12) + ethertype + bytes(body)
 
 
 def outcome(program: Program, packet: bytes) -> tuple[int, bytes]:
@@ -107,7 +107,7 @@ def test_a_callback_is_counted_once_for_each_call(
     callback = next(f for f in model.functions if f.name == "add_one")
     hits = recorder.take()[model.key]
     entry = next(
-        n for n, p in enumerate(model.probes) if p.kind == "entry" and p.block == callback.block
+        n for n, p in enumerate(model.probes) if p.point == "entry" and p.block == callback.block
     )
     assert hits[entry] == (11 if recorder.mode is Mode.COUNTERS else 1)
 

@@ -21,8 +21,8 @@ pytestmark = pytest.mark.guest
 # of names attach and detach the program for each case: what is arranged asks for names itself.
 COMPARED = int(os.environ.get("BPFUNIT_CASES", "1200"))
 CALLS = ("connect", "bind", "sendmsg", "recvmsg")
-FAST = {f"{kind}{n}": COMPARED for kind in CALLS for n in (4, 6)}
-NAMES = {f"{kind}{n}": COMPARED // 6 for kind in ("getpeername", "getsockname") for n in (4, 6)}
+FAST = {f"{call}{n}": COMPARED for call in CALLS for n in (4, 6)}
+NAMES = {f"{call}{n}": COMPARED // 6 for call in ("getpeername", "getsockname") for n in (4, 6)}
 
 
 @pytest.fixture

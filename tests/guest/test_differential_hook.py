@@ -80,8 +80,8 @@ def test_engines_agree_on_a_random_mesh(mesh: Mesh):
     for n in range(CASES):
         if n % 4 == 0:
             fill(mesh, chance)
-        kind = chance.choice((socket.SOCK_STREAM, socket.SOCK_STREAM, socket.SOCK_DGRAM))
-        with socket.socket(mesh.family.socket_family, kind) as sock:
+        sock_type = chance.choice((socket.SOCK_STREAM, socket.SOCK_STREAM, socket.SOCK_DGRAM))
+        with socket.socket(mesh.family.socket_family, sock_type) as sock:
             for _ in range(chance.choice((1, 1, 2))):  # the second connect of a socket, too
                 if chance.random() < 0.1:
                     address, number = mesh.family.control, chance.choice((JOIN, LEAVE))

@@ -51,8 +51,8 @@ def listen() -> Iterator[Callable[[str, int], socket.socket]]:
     with ExitStack() as servers:
 
         def start(address: str, number: int) -> socket.socket:
-            kind = socket.AF_INET6 if ":" in address else socket.AF_INET
-            server = servers.enter_context(socket.create_server((address, number), family=kind))
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            server = servers.enter_context(socket.create_server((address, number), family=family))
             server.settimeout(SECONDS)
             return server
 

@@ -106,7 +106,7 @@ def test_run_of_one_engine_alone_is_not_applicable(oracle: bpfunit.Object):
 def test_queue_and_stack_are_put_back_between_the_engines(
     bpf_load: Callable[..., bpfunit.Object],
 ) -> None:
-    obj = bpf_load(compiled("mapkinds"), programs=["visit"], engine="both")
+    obj = bpf_load(compiled("maptypes"), programs=["visit"], engine="both")
     queue, stack = obj.maps.waiting, obj.maps.pile
     for value in (7, 8):
         queue.push(value)

@@ -18,11 +18,11 @@ from ..objects import compiled
 pytestmark = [pytest.mark.guest, pytest.mark.usefixtures("no_bpf_leaks")]
 
 ADDRESS = {4: "10.1.2.3:4567", 6: "[fd00::1:2:3]:4567"}
-KINDS = ("connect", "bind", "sendmsg", "recvmsg", "getpeername", "getsockname")
-HOOKS = [(kind, version) for kind in KINDS for version in (4, 6)]
-MAY_DENY = [(kind, version) for kind, version in HOOKS if kind in KINDS[:3]]
-names = pytest.mark.parametrize(("kind", "version"), HOOKS, ids=lambda value: str(value))
-deniers = pytest.mark.parametrize(("kind", "version"), MAY_DENY, ids=lambda value: str(value))
+CALLS = ("connect", "bind", "sendmsg", "recvmsg", "getpeername", "getsockname")
+HOOKS = [(call, version) for call in CALLS for version in (4, 6)]
+MAY_DENY = [(call, version) for call, version in HOOKS if call in CALLS[:3]]
+names = pytest.mark.parametrize(("call", "version"), HOOKS, ids=lambda value: str(value))
+deniers = pytest.mark.parametrize(("call", "version"), MAY_DENY, ids=lambda value: str(value))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,10 +44,10 @@ def plan(oracle: bpfunit.Object, **what: object) -> None:
 
 
 @names
-def test_program_sees_the_crafted_address(oracle: bpfunit.Object, kind: str, version: int):
+def test_program_sees_the_crafted_address(oracle: bpfunit.Object, call: str, version: int):
     plan(oracle)
 
-    run = oracle.programs[f"{kind}{version}"].run(ADDRESS[version])
+    run = oracle.programs[f"{call}{version}"].run(ADDRESS[version])
 
     assert (run.engine, run.retval, run.errno) == ("live", 1, 0)
     assert run.dst == ADDRESS[version]
@@ -59,20 +59,20 @@ def test_program_sees_the_crafted_address(oracle: bpfunit.Object, kind: str, ver
 
 
 @names
-def test_rewritten_address_is_on_the_result(oracle: bpfunit.Object, kind: str, version: int):
+def test_rewritten_address_is_on_the_result(oracle: bpfunit.Object, call: str, version: int):
     words = [bpfunit.ip4("10.9.8.7"), 0, 0, 0] if version == 4 else list(bpfunit.ip6("fd00::9"))
     plan(oracle, rewrite_ip=1, ip=words, rewrite_port=1, port=bpfunit.port(89))
 
-    run = oracle.programs[f"{kind}{version}"].run(ADDRESS[version])
+    run = oracle.programs[f"{call}{version}"].run(ADDRESS[version])
 
     assert run.dst == ("10.9.8.7" if version == 4 else "fd00::9", 89)
 
 
 @deniers
-def test_denied_call_has_the_error_of_the_hook(oracle: bpfunit.Object, kind: str, version: int):
+def test_denied_call_has_the_error_of_the_hook(oracle: bpfunit.Object, call: str, version: int):
     plan(oracle, verdict=0)
 
-    run = oracle.programs[f"{kind}{version}"].run(ADDRESS[version])
+    run = oracle.programs[f"{call}{version}"].run(ADDRESS[version])
 
     assert (run.retval, run.errno) == (0, errno.EPERM)
 
@@ -81,11 +81,11 @@ def test_denied_call_has_the_error_of_the_hook(oracle: bpfunit.Object, kind: str
 @deniers
 @pytest.mark.parametrize("verdict", [0, 1])
 def test_error_that_the_program_chose_is_reported(
-    oracle: bpfunit.Object, kind: str, version: int, verdict: int
+    oracle: bpfunit.Object, call: str, version: int, verdict: int
 ):
     plan(oracle, verdict=verdict, error=errno.ECONNREFUSED)
 
-    run = oracle.programs[f"{kind}{version}"].run(ADDRESS[version])
+    run = oracle.programs[f"{call}{version}"].run(ADDRESS[version])
 
     assert (run.retval, run.errno) == (verdict, errno.ECONNREFUSED)
 
@@ -158,9 +158,9 @@ def test_repeat_makes_as_many_calls(oracle: bpfunit.Object):
 
 
 @names
-def test_socket_is_of_the_namespace_it_was_made_in(oracle: bpfunit.Object, kind: str, version: int):
+def test_socket_is_of_the_namespace_it_was_made_in(oracle: bpfunit.Object, call: str, version: int):
     plan(oracle)
-    program, cookies = oracle.programs[f"{kind}{version}"], []
+    program, cookies = oracle.programs[f"{call}{version}"], []
     with NetworkNamespace() as elsewhere:
         program.run(ADDRESS[version])
         cookies.append(oracle.maps.sightings[0].netns_cookie)

@@ -42,8 +42,8 @@ def test_keys_that_no_two_runs_share_are_no_difference(
     load: Load, name: str, own: bool, engine: str
 ):
     obj = load(engine)
-    kind = socket.SOCK_DGRAM if name == "sends" else socket.SOCK_STREAM
-    with socket.socket(socket.AF_INET, kind) as sock:
+    sock_type = socket.SOCK_DGRAM if name == "sends" else socket.SOCK_STREAM
+    with socket.socket(socket.AF_INET, sock_type) as sock:
         result = obj.programs[name].run(FRONTEND, sock=sock if own else None)
     assert result.retval == 1
     made = 2 if name == "by_chance" else 1

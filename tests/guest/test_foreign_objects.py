@@ -133,14 +133,14 @@ def test_chosen_constant_of_the_kernel_counts(bpf_load: Load) -> None:
 
 
 @pytest.fixture
-def kinds(no_bpf_leaks: None, bpf_load: Load) -> Object:
-    return bpf_load(compiled("mapkinds"))
+def maptypes(no_bpf_leaks: None, bpf_load: Load) -> Object:
+    return bpf_load(compiled("maptypes"))
 
 
-def test_queue_gives_the_oldest_and_a_stack_the_youngest(kinds: Object) -> None:
-    kinds.programs.visit.run("10.1.1.1:80")
-    kinds.programs.visit.run("10.1.1.2:80")
-    queue, stack = kinds.maps.waiting, kinds.maps.pile
+def test_queue_gives_the_oldest_and_a_stack_the_youngest(maptypes: Object) -> None:
+    maptypes.programs.visit.run("10.1.1.1:80")
+    maptypes.programs.visit.run("10.1.1.2:80")
+    queue, stack = maptypes.maps.waiting, maptypes.maps.pile
     assert queue.peek() == ip4("10.1.1.1")
     assert (queue.pop(), queue.pop()) == (ip4("10.1.1.1"), ip4("10.1.1.2"))
     assert stack.pop() == ip4("10.1.1.2")
@@ -148,8 +148,8 @@ def test_queue_gives_the_oldest_and_a_stack_the_youngest(kinds: Object) -> None:
         queue.pop()
 
 
-def test_queue_that_is_full_says_so_or_loses_the_oldest(kinds: Object) -> None:
-    queue = kinds.maps.waiting
+def test_queue_that_is_full_says_so_or_loses_the_oldest(maptypes: Object) -> None:
+    queue = maptypes.maps.waiting
     for value in (1, 2, 3):
         queue.push(value)
     with pytest.raises(SyscallError, match="max_entries is 3"):
@@ -161,45 +161,45 @@ def test_queue_that_is_full_says_so_or_loses_the_oldest(kinds: Object) -> None:
     assert queue.pop() == 9
 
 
-def test_queue_has_no_keys_and_says_what_it_has(kinds: Object) -> None:
+def test_queue_has_no_keys_and_says_what_it_has(maptypes: Object) -> None:
     for use in (len, list, lambda m: m[0], lambda m: m.snapshot(), lambda m: m.get(1)):
         with pytest.raises(BpfunitError, match=r"queue has no keys.*push, pop and peek"):
-            use(kinds.maps.waiting)
+            use(maptypes.maps.waiting)
 
 
-def test_records_of_a_perf_event_array_are_events_of_the_run(kinds: Object) -> None:
+def test_records_of_a_perf_event_array_are_events_of_the_run(maptypes: Object) -> None:
     for _ in range(2):
-        result = kinds.programs.visit.run("10.1.1.1:80")
+        result = maptypes.programs.visit.run("10.1.1.1:80")
         (record,) = result.events["samples"]
-        sample = kinds.types.sample.from_buffer_copy(record)
+        sample = maptypes.types.sample.from_buffer_copy(record)
         assert (sample.address, sample.port) == (ip4("10.1.1.1"), port(80))
-    assert "samples" not in kinds.programs.visited.run("10.1.1.1:80").events
+    assert "samples" not in maptypes.programs.visited.run("10.1.1.1:80").events
 
 
-def test_array_of_maps_lists_the_slots_that_are_filled(kinds: Object) -> None:
-    assert list(kinds.maps.by_index) == [1]
-    assert dict(kinds.maps.by_index) == kinds.maps.by_index.snapshot()
-    kinds.maps.inner[ip4("10.1.1.1")] = ip4("10.0.0.7")
-    assert kinds.programs.visit.run("10.1.1.1:80").dst == "10.0.0.7:80"
+def test_array_of_maps_lists_the_slots_that_are_filled(maptypes: Object) -> None:
+    assert list(maptypes.maps.by_index) == [1]
+    assert dict(maptypes.maps.by_index) == maptypes.maps.by_index.snapshot()
+    maptypes.maps.inner[ip4("10.1.1.1")] = ip4("10.0.0.7")
+    assert maptypes.programs.visit.run("10.1.1.1:80").dst == "10.0.0.7:80"
 
 
-def test_hash_of_maps_has_its_own_keys(kinds: Object) -> None:
-    kinds.maps.inner[ip4("10.1.1.1")] = ip4("10.0.0.8")
-    del kinds.maps.by_index[1]
-    kinds.maps.by_tenant[{"id": 7, "zone": 1}] = kinds.maps.inner
-    assert [(key.id, key.zone) for key in kinds.maps.by_tenant] == [(7, 1)]
-    assert kinds.programs.visit.run("10.1.1.1:80").dst == "10.0.0.8:80"
+def test_hash_of_maps_has_its_own_keys(maptypes: Object) -> None:
+    maptypes.maps.inner[ip4("10.1.1.1")] = ip4("10.0.0.8")
+    del maptypes.maps.by_index[1]
+    maptypes.maps.by_tenant[{"id": 7, "zone": 1}] = maptypes.maps.inner
+    assert [(key.id, key.zone) for key in maptypes.maps.by_tenant] == [(7, 1)]
+    assert maptypes.programs.visit.run("10.1.1.1:80").dst == "10.0.0.8:80"
 
 
-def test_program_array_lists_the_slots_that_are_filled(kinds: Object) -> None:
-    assert dict(kinds.maps.next.items()) == {}
-    kinds.maps.next[2] = kinds.programs.visited
-    assert list(kinds.maps.next) == [2]
-    assert len(kinds.maps.next) == 1
+def test_program_array_lists_the_slots_that_are_filled(maptypes: Object) -> None:
+    assert dict(maptypes.maps.next.items()) == {}
+    maptypes.maps.next[2] = maptypes.programs.visited
+    assert list(maptypes.maps.next) == [2]
+    assert len(maptypes.maps.next) == 1
 
 
-def test_array_that_the_kernel_does_not_show_lists_what_was_written(kinds: Object) -> None:
-    cgroups = kinds.maps.cgroups
+def test_array_that_the_kernel_does_not_show_lists_what_was_written(maptypes: Object) -> None:
+    cgroups = maptypes.maps.cgroups
     assert dict(cgroups) == {}
     fd = os.open(_cgroup2(), os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -216,20 +216,20 @@ def _cgroup2() -> str:
     return next(fields[1] for fields in lines if fields[2] == "cgroup2")
 
 
-def test_sockmap_lists_the_sockets_that_are_in_it(kinds: Object) -> None:
-    assert dict(kinds.maps.sockets.items()) == {}
+def test_sockmap_lists_the_sockets_that_are_in_it(maptypes: Object) -> None:
+    assert dict(maptypes.maps.sockets.items()) == {}
     with socket.create_server(("127.0.0.1", 0)) as server:
-        kinds.maps.sockets[3] = server
-        assert list(kinds.maps.sockets) == [3]
+        maptypes.maps.sockets[3] = server
+        assert list(maptypes.maps.sockets) == [3]
 
 
-def test_map_that_is_called_as_a_method_is_found(kinds: Object) -> None:
-    kinds.maps.items[1] = {"flag": 1, "_anonymous0": ip4("10.0.0.9")}
-    assert kinds.programs.visit.run("10.1.1.1:80").dst == "10.0.0.9:80"
-    kinds.maps.get[2] = {}
-    kinds.maps._items[3] = {}
-    kinds.maps["keys"][4] = {}
-    assert [list(kinds.maps[name]) for name in ("items", "get", "_items", "keys")] == [
+def test_map_that_is_called_as_a_method_is_found(maptypes: Object) -> None:
+    maptypes.maps.items[1] = {"flag": 1, "_anonymous0": ip4("10.0.0.9")}
+    assert maptypes.programs.visit.run("10.1.1.1:80").dst == "10.0.0.9:80"
+    maptypes.maps.get[2] = {}
+    maptypes.maps._items[3] = {}
+    maptypes.maps["keys"][4] = {}
+    assert [list(maptypes.maps[name]) for name in ("items", "get", "_items", "keys")] == [
         [1],
         [2],
         [3],
@@ -237,38 +237,38 @@ def test_map_that_is_called_as_a_method_is_found(kinds: Object) -> None:
     ]
 
 
-def test_maps_stay_a_mapping_whatever_they_are_called(kinds: Object) -> None:
-    assert dict(kinds.maps)["labels"] is kinds.maps.labels
-    assert "labels" in kinds.maps
-    assert dict(kinds.maps.items()) == dict(kinds.maps)
-    assert kinds.maps.get("labels") is kinds.maps.labels
+def test_maps_stay_a_mapping_whatever_they_are_called(maptypes: Object) -> None:
+    assert dict(maptypes.maps)["labels"] is maptypes.maps.labels
+    assert "labels" in maptypes.maps
+    assert dict(maptypes.maps.items()) == dict(maptypes.maps)
+    assert maptypes.maps.get("labels") is maptypes.maps.labels
 
 
-def test_absent_names_are_absent_as_in_every_mapping(kinds: Object) -> None:
-    assert "nope" not in kinds.maps
-    assert kinds.programs.get("nope", 5) == 5
-    assert kinds.maps.get("nope") is None
-    assert not hasattr(kinds.programs, "nope")
-    assert not hasattr(kinds.types, "nope")
-    assert not hasattr(kinds.globals, "nope")
+def test_absent_names_are_absent_as_in_every_mapping(maptypes: Object) -> None:
+    assert "nope" not in maptypes.maps
+    assert maptypes.programs.get("nope", 5) == 5
+    assert maptypes.maps.get("nope") is None
+    assert not hasattr(maptypes.programs, "nope")
+    assert not hasattr(maptypes.types, "nope")
+    assert not hasattr(maptypes.globals, "nope")
 
 
-def test_fields_that_are_called_like_padding_are_fields(kinds: Object) -> None:
-    odd = kinds.types.odd(_pad1=1, flag=1, _anonymous0=2, _pad=3)
+def test_fields_that_are_called_like_padding_are_fields(maptypes: Object) -> None:
+    odd = maptypes.types.odd(_pad1=1, flag=1, _anonymous0=2, _pad=3)
     assert odd.asdict() == {"_pad1": 1, "flag": 1, "_anonymous0": 2, "_pad": 3, "half": 3}
     assert ctypes.sizeof(odd) == 12
 
 
-def test_text_is_a_key_of_one_field(kinds: Object) -> None:
-    kinds.maps.labels["mesh"] = 4
-    assert kinds.maps.labels["mesh"] == 4
-    assert [key.text for key in kinds.maps.labels] == [b"mesh"]
+def test_text_is_a_key_of_one_field(maptypes: Object) -> None:
+    maptypes.maps.labels["mesh"] = 4
+    assert maptypes.maps.labels["mesh"] == 4
+    assert [key.text for key in maptypes.maps.labels] == [b"mesh"]
 
 
-def test_map_that_user_space_may_not_read_says_so(kinds: Object) -> None:
-    kinds.maps.unread[1] = 2
+def test_map_that_user_space_may_not_read_says_so(maptypes: Object) -> None:
+    maptypes.maps.unread[1] = 2
     with pytest.raises(SyscallError, match="BPF_F_WRONLY") as caught:
-        _ = kinds.maps.unread[1]
+        _ = maptypes.maps.unread[1]
     assert caught.value.errno == errno.EPERM
     assert "guest" not in str(caught.value)
 
@@ -354,7 +354,7 @@ def test_struct_ops_with_some_of_the_kernels_members_loads(bpf_load: Load) -> No
 
 @pytest.mark.parametrize("clang", CLANGS)
 def test_stripped_objects_of_every_compiler_run(bpf_load: Load, clang: str) -> None:
-    obj = bpf_load(stripped(compiled("mapkinds", clang=clang)))
+    obj = bpf_load(stripped(compiled("maptypes", clang=clang)))
     obj.maps.items[1] = {"flag": 1, "_anonymous0": ip4("10.0.0.9")}
     assert obj.programs.visit.run("10.1.1.1:80").dst == "10.0.0.9:80"
 

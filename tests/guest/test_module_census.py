@@ -1,6 +1,6 @@
 """What the module refuses, held against real calls: it runs what they show a hook, and no more.
 
-Every kind of socket makes every call, with every family written into the address, while a program
+Every type of socket makes every call, with every family written into the address, while a program
 of each attach type looks on. A hook that saw such a socket and such a family is one that the module
 runs; one that did not is refused.
 """
@@ -37,8 +37,8 @@ _PING_GROUPS = Path("/proc/sys/net/ipv4/ping_group_range")
 _ECHO = {V4: struct.pack("!BBHHH", 8, 0, 0xF7FE, 0, 1), V6: struct.pack("!BBHHH", 128, 0, 0, 0, 1)}
 
 
-class Kind(NamedTuple):
-    """A kind of socket."""
+class Endpoint(NamedTuple):
+    """A socket's family, type and protocol."""
 
     family: int
     type: int
@@ -56,20 +56,20 @@ class Kind(NamedTuple):
         return "127.0.0.1" if self.family == V4 else "::1"
 
 
-KINDS = {
-    "tcp4": Kind(V4, socket.SOCK_STREAM, socket.IPPROTO_TCP),
-    "tcp6": Kind(V6, socket.SOCK_STREAM, socket.IPPROTO_TCP),
-    "mptcp4": Kind(V4, socket.SOCK_STREAM, 262),
-    "mptcp6": Kind(V6, socket.SOCK_STREAM, 262),
-    "udp4": Kind(V4, socket.SOCK_DGRAM, socket.IPPROTO_UDP),
-    "udp6": Kind(V6, socket.SOCK_DGRAM, socket.IPPROTO_UDP),
-    "udp6 only": Kind(V6, socket.SOCK_DGRAM, socket.IPPROTO_UDP, only=True),
-    "udplite4": Kind(V4, socket.SOCK_DGRAM, socket.IPPROTO_UDPLITE),
-    "udplite6": Kind(V6, socket.SOCK_DGRAM, socket.IPPROTO_UDPLITE),
-    "ping4": Kind(V4, socket.SOCK_DGRAM, socket.IPPROTO_ICMP),
-    "ping6": Kind(V6, socket.SOCK_DGRAM, socket.IPPROTO_ICMPV6),
-    "raw4": Kind(V4, socket.SOCK_RAW, socket.IPPROTO_ICMP),
-    "raw6": Kind(V6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6),
+ENDPOINTS = {
+    "tcp4": Endpoint(V4, socket.SOCK_STREAM, socket.IPPROTO_TCP),
+    "tcp6": Endpoint(V6, socket.SOCK_STREAM, socket.IPPROTO_TCP),
+    "mptcp4": Endpoint(V4, socket.SOCK_STREAM, 262),
+    "mptcp6": Endpoint(V6, socket.SOCK_STREAM, 262),
+    "udp4": Endpoint(V4, socket.SOCK_DGRAM, socket.IPPROTO_UDP),
+    "udp6": Endpoint(V6, socket.SOCK_DGRAM, socket.IPPROTO_UDP),
+    "udp6 only": Endpoint(V6, socket.SOCK_DGRAM, socket.IPPROTO_UDP, only=True),
+    "udplite4": Endpoint(V4, socket.SOCK_DGRAM, socket.IPPROTO_UDPLITE),
+    "udplite6": Endpoint(V6, socket.SOCK_DGRAM, socket.IPPROTO_UDPLITE),
+    "ping4": Endpoint(V4, socket.SOCK_DGRAM, socket.IPPROTO_ICMP),
+    "ping6": Endpoint(V6, socket.SOCK_DGRAM, socket.IPPROTO_ICMPV6),
+    "raw4": Endpoint(V4, socket.SOCK_RAW, socket.IPPROTO_ICMP),
+    "raw6": Endpoint(V6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6),
 }
 
 
@@ -129,9 +129,9 @@ def onlookers() -> Iterator[Onlookers]:
     _PING_GROUPS.write_text(groups)
 
 
-def address(family: int, kind: Kind) -> bytes:
+def address(family: int, endpoint: Endpoint) -> bytes:
     """An address with this family written into it, at the length of ``sockaddr_in6``."""
-    if kind.family == V4 or family == V4:
+    if endpoint.family == V4 or family == V4:
         return struct.pack("=H2s4s20x", family, b"\x0f\xa0", socket.inet_aton("10.1.2.3"))
     if family == 0:
         return bytes(28)  # without address and port: the module takes no other for sendmsg6
@@ -139,56 +139,58 @@ def address(family: int, kind: Kind) -> bytes:
 
 
 @contextmanager
-def connected(kind: Kind) -> Iterator[socket.socket]:
+def connected(endpoint: Endpoint) -> Iterator[socket.socket]:
     """A socket with a peer on loopback, which sends it something."""
-    with kind.make() as sock, kind.make() as other:
-        if kind.type == socket.SOCK_STREAM:
-            other.bind((kind.loopback, 0))
+    with endpoint.make() as sock, endpoint.make() as other:
+        if endpoint.type == socket.SOCK_STREAM:
+            other.bind((endpoint.loopback, 0))
             other.listen()
             sock.connect(other.getsockname()[:2])
             with other.accept()[0] as accepted:
                 accepted.send(b"x")
                 yield sock
             return
-        if kind.protocol in (socket.IPPROTO_UDP, socket.IPPROTO_UDPLITE):
-            other.bind((kind.loopback, 0))
+        if endpoint.protocol in (socket.IPPROTO_UDP, socket.IPPROTO_UDPLITE):
+            other.bind((endpoint.loopback, 0))
             sock.connect(other.getsockname()[:2])
             other.sendto(b"x", sock.getsockname()[:2])
         else:
-            sock.connect((kind.loopback, 1))  # a port, though it means nothing: getpeername asks
-            sock.send(_ECHO[kind.family])
+            sock.connect(
+                (endpoint.loopback, 1)
+            )  # a port, though it means nothing: getpeername asks
+            sock.send(_ECHO[endpoint.family])
         yield sock
 
 
 @contextmanager
-def _mapped(kind: Kind) -> Iterator[socket.socket]:
+def _mapped(endpoint: Endpoint) -> Iterator[socket.socket]:
     """A dual-stack socket whose datagram came over IPv4."""
-    with kind.make() as sock, Kind(V4, *kind[1:3]).make() as other:
+    with endpoint.make() as sock, Endpoint(V4, *endpoint[1:3]).make() as other:
         sock.bind(("::", 0))
         other.sendto(b"x", ("127.0.0.1", sock.getsockname()[1]))
         yield sock
 
 
-def real(onlookers: Onlookers, kind: Kind) -> set[tuple[int, int]]:
+def real(onlookers: Onlookers, endpoint: Endpoint) -> set[tuple[int, int]]:
     """Every hook that any call on such a socket runs, each with the family that it sees."""
     found = set[tuple[int, int]]()
     for family in WRITTEN:
         for call in (sockets.connect, sockets.bind, _send):
-            with kind.make() as sock:
+            with endpoint.make() as sock:
                 sock.setblocking(False)
-                where = address(family, kind)
+                where = address(family, endpoint)
                 found |= onlookers.seen(sock, lambda: call(sock.fileno(), where))  # noqa: B023
-    with connected(kind) as sock:
+    with connected(endpoint) as sock:
         sock.settimeout(2)
         found |= onlookers.seen(sock, sock.getpeername)
-        if kind.type == socket.SOCK_DGRAM and kind.family == V6:
+        if endpoint.type == socket.SOCK_DGRAM and endpoint.family == V6:
             # without an address, but not as a connected socket sends: with control data
             control = [(socket.IPPROTO_IPV6, _IPV6_TCLASS, struct.pack("=i", 0))]
             found |= onlookers.seen(sock, lambda: sock.sendmsg([_ECHO[V6]], control))
         found |= onlookers.seen(sock, lambda: sock.recvfrom(64))
         found |= onlookers.seen(sock, sock.getsockname)
-    if kind.family == V6 and not kind.only and kind.protocol in (17, 136):
-        with _mapped(kind) as sock:
+    if endpoint.family == V6 and not endpoint.only and endpoint.protocol in (17, 136):
+        with _mapped(endpoint) as sock:
             sock.settimeout(2)
             found |= onlookers.seen(sock, lambda: sock.recvfrom(64))
     return found
@@ -198,12 +200,12 @@ def _send(fd: int, where: bytes) -> int:
     return sockets.sendmsg(fd, b"x", where, b"", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
 
-def crafted(programs: dict[int, RawProgram], kind: Kind) -> set[tuple[int, int]]:
+def crafted(programs: dict[int, RawProgram], endpoint: Endpoint) -> set[tuple[int, int]]:
     """The contexts of the same grid that the module runs on such a socket."""
     found = set[tuple[int, int]]()
     for attach_type, program in programs.items():
         for family in WRITTEN:
-            with kind.make() as sock:
+            with endpoint.make() as sock:
                 context = BpfSockAddr(user_family=family, sk=sock.fileno())
                 try:
                     program.run(context)
@@ -217,11 +219,11 @@ def _named(pairs: set[tuple[int, int]]) -> list[str]:
     return sorted(f"{AttachType(t).name.removeprefix('CGROUP_')} family {f}" for t, f in pairs)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", ENDPOINTS)
 def test_module_runs_what_real_calls_show_and_no_more(onlookers: Onlookers, name: str) -> None:
-    kind = KINDS[name]
+    endpoint = ENDPOINTS[name]
     try:
-        kind.make().close()
+        endpoint.make().close()
     except OSError as error:
         major, minor = (int(part) for part in os.uname().release.split(".")[:2])
         lacking = {"udplite": major >= 7, "mptcp": (major, minor) == (5, 10)}
@@ -233,5 +235,5 @@ def test_module_runs_what_real_calls_show_and_no_more(onlookers: Onlookers, name
             attach_type: stack.enter_context(RawProgram(rawrun.ALLOW, attach_type))
             for attach_type in HOOKS
         }
-        by_module = crafted(programs, kind)
-    assert _named(by_module) == _named(real(onlookers, kind))
+        by_module = crafted(programs, endpoint)
+    assert _named(by_module) == _named(real(onlookers, endpoint))

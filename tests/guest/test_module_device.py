@@ -29,9 +29,9 @@ ANY = 0
 NULL, SDA = (1, 3), (8, 0)
 
 
-def device(kind: int, access: int, major: int, minor: int) -> bytes:
+def device(file_type: int, access: int, major: int, minor: int) -> bytes:
     """A ``struct bpf_cgroup_dev_ctx``."""
-    return struct.pack("=III", access << 16 | kind, major, minor)
+    return struct.pack("=III", access << 16 | file_type, major, minor)
 
 
 def load(code: list[Insn]) -> TypedProgram:
@@ -106,8 +106,8 @@ def test_program_chooses_the_errno() -> None:
 
 
 @contextlib.contextmanager
-def node(path: Path, kind: int, number: tuple[int, int]) -> Iterator[Path]:
-    os.mknod(path, kind | 0o777, os.makedev(*number))
+def node(path: Path, file_type: int, number: tuple[int, int]) -> Iterator[Path]:
+    os.mknod(path, file_type | 0o777, os.makedev(*number))
     try:
         yield path
     finally:
@@ -143,10 +143,10 @@ def test_a_real_call_asks_for_what_is_possible_and_for_nothing_else() -> None:
                 assert asked(os.stat, made) == nothing()
             with node(made, stat.S_IFCHR, (0, 0)):
                 assert asked(os.open, made, os.O_RDONLY) == nothing()
-            for kind, number, seen in [
+            for file_type, number, seen in [
                 (stat.S_IFCHR, NULL, words(CHAR, MKNOD, *NULL)),
                 (stat.S_IFCHR, (0, 0), nothing()),
                 (stat.S_IFBLK, (0, 0), words(BLOCK, MKNOD, 0, 0)),
             ]:
-                assert asked(os.mknod, made, kind | 0o600, os.makedev(*number)) == seen
+                assert asked(os.mknod, made, file_type | 0o600, os.makedev(*number)) == seen
                 made.unlink()

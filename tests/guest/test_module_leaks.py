@@ -40,7 +40,7 @@ def settled(measure: Callable[[], object], expected: object) -> object:
 
 
 @pytest.mark.parametrize(
-    ("attach_type", "kind"),
+    ("attach_type", "sock_type"),
     [
         (AttachType.CGROUP_INET4_CONNECT, socket.SOCK_STREAM),
         (AttachType.CGROUP_INET6_CONNECT, socket.SOCK_STREAM),
@@ -49,9 +49,9 @@ def settled(measure: Callable[[], object], expected: object) -> object:
     ],
     ids=str,
 )
-def test_sockets_made_for_runs_are_released(attach_type: int, kind: int) -> None:
+def test_sockets_made_for_runs_are_released(attach_type: int, sock_type: int) -> None:
     with RawProgram(rawrun.ALLOW, attach_type) as program:
-        crafted = program.craft(type=kind)
+        crafted = program.craft(type=sock_type)
         before = sockets()
         for _ in range(RUNS):
             program.run(crafted)

@@ -85,8 +85,8 @@ def count_in_storage(storage: Descriptor, cells: Cells) -> list[Insn]:
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=str)
-@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=str)
-def test_program_sees_the_callers_socket(cells: Cells, family: int, kind: int) -> None:
+@pytest.mark.parametrize("sock_type", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=str)
+def test_program_sees_the_callers_socket(cells: Cells, family: int, sock_type: int) -> None:
     attach_type = {
         socket.AF_INET: AttachType.CGROUP_INET4_CONNECT,
         socket.AF_INET6: AttachType.CGROUP_INET6_CONNECT,
@@ -94,11 +94,11 @@ def test_program_sees_the_callers_socket(cells: Cells, family: int, kind: int) -
     fields = [rawrun.FAMILY, rawrun.TYPE, rawrun.PROTOCOL]
     program, sock = (
         RawProgram(rawrun.record(cells, fields), attach_type),
-        socket.socket(family, kind),
+        socket.socket(family, sock_type),
     )
     with program, sock:
         answer = program.run(context_on(sock, program))
-        found = (family, kind, sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL))
+        found = (family, sock_type, sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL))
         assert cells.read()[:3] == found
         assert (answer.ctx.family, answer.ctx.type, answer.ctx.protocol) == found
         assert answer.ctx.sk == sock.fileno()

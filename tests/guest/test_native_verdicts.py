@@ -94,10 +94,10 @@ def test_modified_return_is_said_to_be_packed(load: Load):
 
 def test_packet_that_outgrows_its_room_says_how_much_it_takes(load: Load):
     program = load("grows").programs.grows
-    with pytest.raises(SyscallError, match=r"264 bytes after the run.*data_room=200") as refused:
-        program.run(data=ipv4(6), data_room=100)
+    with pytest.raises(SyscallError, match=r"264 bytes after the run.*headroom=200") as refused:
+        program.run(data=ipv4(6), headroom=100)
     assert refused.value.errno == errno.ENOSPC
-    assert len(program.run(data=ipv4(6), data_room=200).data) == 264
+    assert len(program.run(data=ipv4(6), headroom=200).data) == 264
 
 
 def taken(program: Program, packet: bytes) -> bool:

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.guest, pytest.mark.bpf_plain]
 
 Load = Callable[..., Object]
 _NAMES = ("xdp", "tc", "skb_egress", "sockops", "sysctl", "dissector", "connect6")
-KINDS = [f"on_{name}" for name in _NAMES]
+PROGRAMS = [f"on_{name}" for name in _NAMES]
 
 
 def load_outcome(load: Load, programs: list[str], *, instrumented: bool) -> int:
@@ -39,34 +39,34 @@ def load_outcome(load: Load, programs: list[str], *, instrumented: bool) -> int:
         return 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_a_first_load_with_tracing_and_coverage_fills_its_array_as_a_plain_one_does(
-    kind: str, bpf_load: Load
+    name: str, bpf_load: Load
 ) -> None:
-    programs = [kind, f"{kind}_target"]
+    programs = [name, f"{name}_target"]
     assert load_outcome(bpf_load, programs, instrumented=False) == 0
     assert load_outcome(bpf_load, programs, instrumented=True) == 0
     with CoverageRecorder().recording():
         obj = bpf_load(compiled("tied"), programs=programs, trace_tail_calls=True)
-    obj.maps[f"{kind}_jumps"][0] = obj.programs[f"{kind}_target"]
+    obj.maps[f"{name}_jumps"][0] = obj.programs[f"{name}_target"]
 
 
-@pytest.mark.parametrize("kind", ["on_xdp", "on_tc", "on_connect6"])
+@pytest.mark.parametrize("name", ["on_xdp", "on_tc", "on_connect6"])
 def test_coverage_and_tracing_leave_the_tail_call_that_a_plain_load_makes(
-    kind: str, bpf_load: Load
+    name: str, bpf_load: Load
 ) -> None:
-    data = {} if kind == "on_connect6" else {"data": bytes(64)}
+    data = {} if name == "on_connect6" else {"data": bytes(64)}
     for instrumented in (False, True):
         with ExitStack() as stack:
             recorder = CoverageRecorder()
             stack.callback(recorder.close)
             if instrumented:
                 stack.enter_context(recorder.recording())
-            programs = [kind, f"{kind}_target"]
+            programs = [name, f"{name}_target"]
             obj = bpf_load(compiled("tied"), programs=programs, trace_tail_calls=instrumented)
-            program = obj.programs[kind]
+            program = obj.programs[name]
             assert program.run(**data).retval == 1
-            obj.maps[f"{kind}_jumps"][0] = obj.programs[f"{kind}_target"]
+            obj.maps[f"{name}_jumps"][0] = obj.programs[f"{name}_target"]
             assert program.run(**data).retval == 0
 
 
@@ -95,8 +95,8 @@ class _Claim:
             insn.mov_imm(0, 0),
             insn.exit_(),
         ]
-        kind = ProgType.XDP if program.prog_type != ProgType.XDP else ProgType.SCHED_CLS
-        self.claimed, _log = bpf.prog_load("other", kind, 0, encode(code))
+        other = ProgType.XDP if program.prog_type != ProgType.XDP else ProgType.SCHED_CLS
+        self.claimed, _log = bpf.prog_load("other", other, 0, encode(code))
         if self.claimed >= 0:
             os.close(self.claimed)
         raise _EnoughError
@@ -105,7 +105,7 @@ class _Claim:
         raise AssertionError("the load was to end")
 
 
-@pytest.mark.parametrize("name", [*KINDS, "redirect"])
+@pytest.mark.parametrize("name", [*PROGRAMS, "redirect"])
 def test_a_trial_claims_neither_program_array_nor_device_map(name: str, bpf_load: Load) -> None:
     claim = _Claim()
     with pytest.raises(_EnoughError):

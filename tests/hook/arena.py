@@ -159,8 +159,8 @@ class _Seen(NamedTuple):
 @lru_cache(maxsize=4096)
 def _context(hook: Any, address: bytes, number: int, tcp: bool) -> bytes:
     """Return the context of a call, as the kernel crafts it for a socket of this protocol."""
-    kind = socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM
-    return bytes(craft(hook, dst=(str(ip_address(address)), number), type=kind))
+    sock_type = socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM
+    return bytes(craft(hook, dst=(str(ip_address(address)), number), type=sock_type))
 
 
 class _Actor:
@@ -180,12 +180,12 @@ class _Actors:
         self._actors: dict[tuple[int, int, int], _Actor] = {}
 
     def of(self, one: Round) -> _Actor:
-        """Return the actor of a round: rounds of one kind and number share their socket."""
+        """Return the actor of a round: rounds of one family, type and number share their socket."""
         family = socket.AF_INET6 if one.program == model.CONNECT6 else socket.AF_INET
-        kind = socket.SOCK_STREAM if one.tcp else socket.SOCK_DGRAM
-        key = (family, kind, one.socket)
+        sock_type = socket.SOCK_STREAM if one.tcp else socket.SOCK_DGRAM
+        key = (family, sock_type, one.socket)
         if key not in self._actors:
-            self._actors[key] = _Actor(self._undo.enter_context(socket.socket(family, kind)))
+            self._actors[key] = _Actor(self._undo.enter_context(socket.socket(family, sock_type)))
         return self._actors[key]
 
 

@@ -42,7 +42,7 @@ _PORTS = [80, 81, 443, 0x1234, model.DNS_PORT, model.JOIN_PORT, model.LEAVE_PORT
 _IDS = range(6)  # of services and of backends: one number may be both, 0 is the DNS proxy
 
 # TCP twice: that is where the hook has most to do
-_KINDS = [(CONNECT4, True), (CONNECT6, True)] * 2 + [
+_PROGRAMS = [(CONNECT4, True), (CONNECT6, True)] * 2 + [
     (CONNECT4, False),
     (CONNECT6, False),
     (SENDMSG4, False),
@@ -51,13 +51,13 @@ _KINDS = [(CONNECT4, True), (CONNECT6, True)] * 2 + [
 
 _DESTINATIONS = {
     program: list(product(_IPV6 + _MAPPED if program == CONNECT6 else _IPV4, _PORTS))
-    for program, _ in _KINDS
+    for program, _ in _PROGRAMS
 }
 
 
 @dataclass(frozen=True)
 class Round:
-    """Calls of one program in a row, on the socket of this number among those of its kind."""
+    """Calls of one program in a row, on the socket of this number among those of its program."""
 
     program: str
     tcp: bool
@@ -93,7 +93,7 @@ _services = st.builds(
 @st.composite
 def _rounds(draw: Callable[..., Any]) -> Round:
     """Draw a walk over the table of all destinations: three draws make a row of calls."""
-    program, tcp = draw(st.sampled_from(_KINDS))
+    program, tcp = draw(st.sampled_from(_PROGRAMS))
     table = _DESTINATIONS[program]
     start, stride = draw(st.integers(0, len(table) - 1)), draw(st.integers(1, len(table) - 1))
     calls = draw(st.integers(1, CALLS_AT_MOST))

@@ -66,9 +66,9 @@ def hits(model: Model, **counts: int) -> dict[str, list[tuple[int, int]]]:
     """Return hits by edge: ``taken0=3`` is the taken edge of block 0."""
     found = []
     for edge, count in counts.items():
-        kind, block = edge.rstrip("0123456789"), int(edge.lstrip("abcdefghijklmnopqrstuvwxyz"))
+        point, block = edge.rstrip("0123456789"), int(edge.lstrip("abcdefghijklmnopqrstuvwxyz"))
         number = next(
-            n for n, p in enumerate(model.probes) if p == Probe(p.kind, block) and p.kind == kind
+            n for n, p in enumerate(model.probes) if p == Probe(p.point, block) and p.point == point
         )
         found.append((number, count))
     return {model.key: found}

@@ -23,8 +23,8 @@ def test_structure_is_that_of_the_kernel() -> None:
 
 
 def test_every_attach_type_of_the_program_type_is_known() -> None:
-    kinds = {(hook.call, hook.family) for hook in HOOKS.values()}
-    assert len(HOOKS) == len(kinds) == 12
+    calls = {(hook.call, hook.family) for hook in HOOKS.values()}
+    assert len(HOOKS) == len(calls) == 12
 
 
 def test_connect_defaults_to_tcp_and_sendmsg_to_udp() -> None:
@@ -95,7 +95,7 @@ def test_context_prints_its_addresses() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "family", "written", "shown"),
+    ("call", "family", "written", "shown"),
     [
         ("connect", 4, 99, True),
         ("connect", 6, 2, True),
@@ -110,9 +110,9 @@ def test_context_prints_its_addresses() -> None:
     ],
 )
 def test_family_that_the_caller_wrote_is_crafted_where_a_call_shows_it(
-    kind: str, family: int, written: int, shown: bool
+    call: str, family: int, written: int, shown: bool
 ):
-    hook = Hook(socket.AF_INET if family == 4 else socket.AF_INET6, kind)
+    hook = Hook(socket.AF_INET if family == 4 else socket.AF_INET6, call)
     if shown:
         address = "10.0.0.1:80" if family == 4 else "[fd00::1]:80"
         context = craft(hook, dst=address, user_family=written)

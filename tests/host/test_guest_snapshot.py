@@ -16,7 +16,7 @@ from bpfunit.guest import snapshot, tsc, warm
 
 pytestmark = pytest.mark.host
 
-KIND = {"release": "6.12.0-test", "memory": 1024}
+CONFIGURATION = {"release": "6.12.0-test", "memory": 1024}
 ENVIRONMENT = {"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], "BPFUNIT_SOMETHING": "1"}
 
 
@@ -36,52 +36,55 @@ def saved(found: snapshot.Snapshot) -> Path:
 
 
 def test_a_snapshot_is_ready_once_it_was_saved(initramfs: Path) -> None:
-    first = snapshot.find(KIND, ENVIRONMENT, initramfs)
+    first = snapshot.find(CONFIGURATION, ENVIRONMENT, initramfs)
     assert not first.ready
     saved(first)
-    again = snapshot.find(KIND, ENVIRONMENT, initramfs)
+    again = snapshot.find(CONFIGURATION, ENVIRONMENT, initramfs)
     assert again.ready
     assert again.slot == first.slot
 
 
 def test_another_environment_of_the_interpreter_is_another_snapshot(initramfs: Path) -> None:
-    plain = snapshot.find(KIND, ENVIRONMENT, initramfs)
+    plain = snapshot.find(CONFIGURATION, ENVIRONMENT, initramfs)
     assert (
-        snapshot.find(KIND, {**ENVIRONMENT, "BPFUNIT_SOMETHING": "2"}, initramfs).slot == plain.slot
+        snapshot.find(CONFIGURATION, {**ENVIRONMENT, "BPFUNIT_SOMETHING": "2"}, initramfs).slot
+        == plain.slot
     )
-    seeded = snapshot.find(KIND, {**ENVIRONMENT, "PYTHONHASHSEED": "1"}, initramfs)
+    seeded = snapshot.find(CONFIGURATION, {**ENVIRONMENT, "PYTHONHASHSEED": "1"}, initramfs)
     assert seeded.slot != plain.slot
-    assert snapshot.find({**KIND, "memory": 512}, ENVIRONMENT, initramfs).slot != plain.slot
+    assert (
+        snapshot.find({**CONFIGURATION, "memory": 512}, ENVIRONMENT, initramfs).slot != plain.slot
+    )
 
 
 def test_a_changed_module_makes_it_stale(initramfs: Path, tmp_path: Path) -> None:
     plugin = tmp_path / "sitecustomize.py"  # every interpreter imports it
     plugin.write_text("answer = 1\n")
     environment = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}
-    slot = saved(snapshot.find(KIND, environment, initramfs))
+    slot = saved(snapshot.find(CONFIGURATION, environment, initramfs))
     assert str(plugin) in json.loads((slot / "meta.json").read_text())["files"]
-    assert snapshot.find(KIND, environment, initramfs).ready
+    assert snapshot.find(CONFIGURATION, environment, initramfs).ready
     plugin.write_text("answer = 'another'\n")
-    assert not snapshot.find(KIND, environment, initramfs).ready
+    assert not snapshot.find(CONFIGURATION, environment, initramfs).ready
     assert not (slot / "ram").exists()
 
 
 def test_why_one_failed_is_told_for_an_hour_or_until_something_changes(initramfs: Path) -> None:
-    slot = saved(snapshot.find(KIND, ENVIRONMENT, initramfs))
+    slot = saved(snapshot.find(CONFIGURATION, ENVIRONMENT, initramfs))
     (slot / "failed").write_text("no reason")
-    assert snapshot.find(KIND, ENVIRONMENT, initramfs).failed == "no reason"
-    changed = snapshot.find({**KIND, "boots": "another kernel"}, ENVIRONMENT, initramfs)
+    assert snapshot.find(CONFIGURATION, ENVIRONMENT, initramfs).failed == "no reason"
+    changed = snapshot.find({**CONFIGURATION, "boots": "another kernel"}, ENVIRONMENT, initramfs)
     assert not changed.failed
     os.utime(slot / "failed", (time.time() - 4000,) * 2)
-    assert not snapshot.find(KIND, ENVIRONMENT, initramfs).failed
+    assert not snapshot.find(CONFIGURATION, ENVIRONMENT, initramfs).failed
 
 
 def test_one_that_nobody_uses_is_removed_when_another_is_made(initramfs: Path) -> None:
-    old = saved(snapshot.find(KIND, ENVIRONMENT, initramfs))
-    kept = saved(snapshot.find({**KIND, "memory": 512}, ENVIRONMENT, initramfs))
+    old = saved(snapshot.find(CONFIGURATION, ENVIRONMENT, initramfs))
+    kept = saved(snapshot.find({**CONFIGURATION, "memory": 512}, ENVIRONMENT, initramfs))
     long_ago = time.time() - 30 * 86400
     os.utime(old, (long_ago, long_ago))
-    snapshot.find({**KIND, "memory": 256}, ENVIRONMENT, initramfs)
+    snapshot.find({**CONFIGURATION, "memory": 256}, ENVIRONMENT, initramfs)
     assert not old.exists()
     assert kept.exists()
 
@@ -102,7 +105,7 @@ def test_bytecode_comes_with_its_source_and_libraries_by_the_names_they_are_load
     initramfs: Path,
 ) -> None:
     """Python passes over bytecode without a source; the loader knows libraries by soname."""
-    slot = snapshot.find(KIND, ENVIRONMENT, initramfs).slot
+    slot = snapshot.find(CONFIGURATION, ENVIRONMENT, initramfs).slot
     files = json.loads((slot / "meta.json").read_text())["files"]
     compiled = [name for name in files if name.endswith(f"{sys.implementation.cache_tag}.pyc")]
     assert len(compiled) > 100

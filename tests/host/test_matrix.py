@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from matrix_runs import Finished, run
 
-from bpfunit.report import OutcomeKind
+from bpfunit.report import Status
 
 pytestmark = pytest.mark.host
 
@@ -195,4 +195,4 @@ def test_every_key_and_outcome_of_the_json_is_described(mixed: Finished):
 
     names = keys(mixed.json) - {"5.10", "7.3"}
     described = set(re.findall(r"`([\w-]+)`", DOCUMENT.read_text(encoding="utf-8")))
-    assert names | {kind.value for kind in OutcomeKind} - {"absent"} <= described
+    assert names | {status.value for status in Status} - {"absent"} <= described

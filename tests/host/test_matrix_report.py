@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bpfunit.report import KernelInfo, Outcome, OutcomeKind, Run, Section, matrix
+from bpfunit.report import KernelInfo, Outcome, Run, Section, Status, matrix
 from bpfunit.report.matrix_junit import write_junit
 
 pytestmark = pytest.mark.host
@@ -32,15 +32,15 @@ def run_of(*outcomes: Outcome, remarks: list[str] | None = None) -> Run:
 
 
 def test_a_kernel_on_which_nothing_ran_is_not_green():
-    run = run_of(Outcome("t.py::test", NEW.name, OutcomeKind.PASSED))
+    run = run_of(Outcome("t.py::test", NEW.name, Status.PASSED))
     assert matrix.is_bad(run, OLD)
     assert not matrix.is_bad(run, NEW)
     assert matrix.markdown(run).startswith("## 2 kernels, trouble on 1 of them\n")
 
 
 def test_rare_outcomes_have_a_column_only_when_they_occur():
-    passed = Outcome("t.py::test", OLD.name, OutcomeKind.PASSED, 75.0)
-    xpassed = Outcome("t.py::test", NEW.name, OutcomeKind.XPASSED)
+    passed = Outcome("t.py::test", OLD.name, Status.PASSED, 75.0)
+    xpassed = Outcome("t.py::test", NEW.name, Status.XPASSED)
     usual = ["kernel", "passed", "failed", "skipped", "not applicable", "died", "time"]
     assert matrix.table(run_of(passed))[0] == usual
     head, old, new = matrix.table(run_of(passed, xpassed))
@@ -50,30 +50,26 @@ def test_rare_outcomes_have_a_column_only_when_they_occur():
 
 
 def test_lines_of_the_table_have_one_width():
-    run = run_of(Outcome("t.py::test", OLD.name, OutcomeKind.PASSED))
+    run = run_of(Outcome("t.py::test", OLD.name, Status.PASSED))
     assert len({len(line) for line in matrix.text_table(run)}) == 1
 
 
-@pytest.mark.parametrize(
-    "other", [OutcomeKind.SKIPPED, OutcomeKind.MISSING, OutcomeKind.NOT_APPLICABLE]
-)
-def test_what_did_not_run_does_not_differ(other: OutcomeKind):
-    passed = Outcome("t.py::test", NEW.name, OutcomeKind.PASSED)
+@pytest.mark.parametrize("other", [Status.SKIPPED, Status.MISSING, Status.NOT_APPLICABLE])
+def test_what_did_not_run_does_not_differ(other: Status):
+    passed = Outcome("t.py::test", NEW.name, Status.PASSED)
     assert matrix.differing(run_of(Outcome("t.py::test", OLD.name, other), passed)) == []
 
 
 def test_markdown_keeps_names_as_they_are():
     name = "t.py::test[`a`|<b>]"
-    page = matrix.markdown(
-        run_of(Outcome(name, OLD.name, OutcomeKind.FAILED, reason="`x` is not `y`"))
-    )
+    page = matrix.markdown(run_of(Outcome(name, OLD.name, Status.FAILED, reason="`x` is not `y`")))
     assert "- ``t.py::test[`a`|<b>]``\n" in page
     assert f"  - failed on {OLD.name}: `` `x` is not `y` ``\n" in page
 
 
 def test_a_replaced_pin_is_in_the_notes():
     remark = "kernel 5.10.0-46-amd64: in place of the pinned 5.10.0-45-amd64"
-    run = run_of(Outcome("t.py::test", OLD.name, OutcomeKind.PASSED), remarks=[remark])
+    run = run_of(Outcome("t.py::test", OLD.name, Status.PASSED), remarks=[remark])
     assert f"- {remark}\n" in matrix.markdown(run)
     assert f"- {OLD.name}: bullseye-security 5.10.257-1\n" in matrix.markdown(run)
 
@@ -83,7 +79,7 @@ def test_junit_survives_the_bytes_of_a_dying_console(tmp_path: Path):
     dead = Outcome(
         "d/t.py::Group::test[x::y]",
         OLD.name,
-        OutcomeKind.CRASHED,
+        Status.CRASHED,
         1.5,
         "kernel panic",
         [Section("traceback", "kernel panic"), Section("last words", words)],

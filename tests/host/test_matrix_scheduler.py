@@ -57,7 +57,7 @@ def test_guests_of_a_kernel_share_its_tests_and_those_without_any_are_let_go(tmp
         conftest=SCHEDULER,
     )
 
-    assert {kinds["busy"] for kinds in done.outcomes.values()} == {"passed"}, done.text
+    assert {by_kernel["busy"] for by_kernel in done.outcomes.values()} == {"passed"}, done.text
     lines = [line.split() for line in (tmp_path / "ran").read_text(encoding="ascii").splitlines()]
     assert sorted(int(number) for number, _ in lines) == list(range(20))  # each of them once
     assert len({worker for _, worker in lines}) == 2
@@ -90,7 +90,7 @@ def test_a_guest_that_replaces_another_and_collects_differently_runs_no_wrong_te
     done = run(tmp_path, DIES, "--dist=load", labels=("one",), conftest=DIFFERS, limit=100)
 
     assert done.code == 71, done.text  # a death, and a collection that failed
-    assert {name: next(iter(kinds.values())) for name, kinds in done.outcomes.items()} == {
+    assert {name: next(iter(by_kernel.values())) for name, by_kernel in done.outcomes.items()} == {
         "test_first": "passed",
         "test_dies": "crashed",
         "test_left": "missing",

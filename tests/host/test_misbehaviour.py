@@ -25,7 +25,7 @@ def test_no_run_is_green_that_is_not(tmp_path: Path, way: Way):
 
     assert done.code == way.code, done.text
     assert done.json["exit_code"] == done.code
-    outcomes = [kind for kinds in done.outcomes.values() for kind in kinds.values()]
+    outcomes = [one for by_kernel in done.outcomes.values() for one in by_kernel.values()]
     assert (done.code != OK) or (outcomes and set(outcomes) <= GOOD)
     for name in way.lacks:
         assert "passed" not in done.outcomes.get(name, {}).values()

@@ -14,9 +14,9 @@ from bpfunit.report import (
     KernelInfo,
     Link,
     Outcome,
-    OutcomeKind,
     Run,
     Section,
+    Status,
     render_html,
     write_html,
 )
@@ -40,11 +40,11 @@ def run() -> Run:
         exit_code=1,
         kernels=[KernelInfo(OLD, ("testrun", "tcg")), KernelInfo(NEW), KernelInfo("host")],
         outcomes=[
-            Outcome(DNAT, OLD, OutcomeKind.FAILED, 0.5, "10.0.0.2:80, not 10.0.0.1:80", [trace]),
-            Outcome(DNAT, NEW, OutcomeKind.PASSED, 0.25),
-            Outcome("tests/test_dnat.py::test_miss", OLD, OutcomeKind.PASSED, 0.01, "", [log]),
-            Outcome("tests/test_dnat.py::test_miss", NEW, OutcomeKind.PASSED, 0.01),
-            Outcome("tests/test_host.py::test_parser", "host", OutcomeKind.SKIPPED, 0.0, "no elf"),
+            Outcome(DNAT, OLD, Status.FAILED, 0.5, "10.0.0.2:80, not 10.0.0.1:80", [trace]),
+            Outcome(DNAT, NEW, Status.PASSED, 0.25),
+            Outcome("tests/test_dnat.py::test_miss", OLD, Status.PASSED, 0.01, "", [log]),
+            Outcome("tests/test_dnat.py::test_miss", NEW, Status.PASSED, 0.01),
+            Outcome("tests/test_host.py::test_parser", "host", Status.SKIPPED, 0.0, "no elf"),
         ],
         links=[Link("Coverage", "coverage/index.html")],
         remarks=["kernel 5.10: the pinned release is gone from the archive, took the newest"],
@@ -96,20 +96,20 @@ def test_text_of_a_test_is_never_taken_as_markup(run: Run) -> None:
 def test_a_test_that_differs_between_kernels_is_called_out(run: Run) -> None:
     rows = {row.test: row for row in run.rows()}
     assert [test for test, row in rows.items() if row.differs] == [DNAT]
-    assert rows[DNAT].worst is OutcomeKind.FAILED
+    assert rows[DNAT].worst is Status.FAILED
     page = render_html(run)
     assert "Different from kernel to kernel" in page
-    run.outcomes[0].kind = OutcomeKind.PASSED
+    run.outcomes[0].status = Status.PASSED
     assert "Different from kernel to kernel" not in render_html(run)
 
 
 def test_a_kernel_where_a_test_did_not_run_has_an_empty_cell(run: Run) -> None:
     row = next(row for row in run.rows() if row.file == "tests/test_host.py")
-    assert [cell.kind.value for cell in row.cells] == ["absent", "absent", "skipped"]
+    assert [cell.status.value for cell in row.cells] == ["absent", "absent", "skipped"]
 
 
 def test_counts_and_times_are_per_kernel(run: Run) -> None:
-    assert run.counts(OLD) == {OutcomeKind.FAILED: 1, OutcomeKind.PASSED: 1}
+    assert run.counts(OLD) == {Status.FAILED: 1, Status.PASSED: 1}
     assert run.seconds_on(OLD) == pytest.approx(0.51)
     assert sum(run.counts().values()) == len(run.outcomes)
 

@@ -41,7 +41,7 @@ def row(page: str, name: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"),
+    ("name", "status"),
     [
         ("test_good", "passed"),
         ("test_bad", "failed"),
@@ -50,8 +50,8 @@ def row(page: str, name: str) -> str:
         ("test_error", "error"),
     ],
 )
-def test_each_outcome_has_its_own_name(page: str, name: str, kind: str) -> None:
-    assert re.findall(r'class="cell (\w+)"', row(page, name)) == [kind]
+def test_each_outcome_has_its_own_name(page: str, name: str, status: str) -> None:
+    assert re.findall(r'class="cell (\w+)"', row(page, name)) == [status]
 
 
 def test_a_failure_shows_its_assertion_and_a_skip_its_reason(page: str) -> None:

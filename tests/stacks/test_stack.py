@@ -203,13 +203,13 @@ def test_coverage_reaches_every_program_and_every_reachable_branch(
     assert found.outcomes_missed <= 1
 
 
-@pytest.mark.parametrize("kind", ["decide", "filter"])
+@pytest.mark.parametrize("program", ["decide", "filter"])
 def test_probes_and_records_leave_the_results_as_they_are(
-    kind: str, load: Load, recorder: CoverageRecorder
+    program: str, load: Load, recorder: CoverageRecorder
 ) -> None:
     def results(obj: Object) -> list[object]:
         redirect(obj)
-        if kind == "filter":
+        if program == "filter":
             data = [bytes(n) + b"\x07" * n for n in range(14, 40)]
             return [obj.programs.filter.run(data=one).retval for one in data]
         runs = [obj.programs.decide.run(f"10.9.9.9:{number}") for number in (80, 81, 443)]

@@ -66,7 +66,7 @@ class SockAddrRun(BulkRun):
 
 
 class SockAddrProgram(Program):
-    """A socket-address program: a crafted address, and a socket of that kind."""
+    """A socket-address program: a crafted address, and a socket of that family and type."""
 
     result_class = SockAddrResult
     run_class = SockAddrRun
@@ -105,7 +105,7 @@ class SockAddrProgram(Program):
         """Run the program with a crafted context and return what it did.
 
         The context is made of ``dst``, ``src``, ``type``, ``proto`` and ``family``; with it comes a
-        socket of that kind, whose storage is on the result.
+        socket of that family and type, whose storage is on the result.
 
         Args:
             dst: the address and port that the program sees and may rewrite: "10.96.0.1:80",
