@@ -35,7 +35,7 @@ def lose_controller(run: Path, directory: Path) -> None:
         "boot_timeout": 60,
         "silence_timeout": 60,
         "run": str(run),
-        "places": {"count": 1, "group": "test"},
+        "slots": {"count": 1, "group": "test"},
     }
     (directory / "guest.json").write_text(json.dumps(description))
     command = [sys.executable, "-c", ORPHAN, str(SUPERVISOR), str(directory / "guest.json")]
