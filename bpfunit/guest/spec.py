@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from bpfunit.kernels import Kernel
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-_SUPERVISOR = Path(__file__).resolve().parent / "supervisor.py"
+_SUPERVISOR = Path(__file__).resolve().parent / "supervisor"
 
 _KERNEL_WORDS = (
     "console=ttyS0 loglevel=5 panic=-1 oops=panic unknown_nmi_panic=1 random.trust_cpu=on "
@@ -32,7 +32,7 @@ _KERNEL_WORDS = (
 )
 
 # In a run's directory: it was empty when the run began, and is the supervisor's to remove when
-# nobody else is left to do it. The supervisor, a script on its own, has the name a second time.
+# nobody else is left to do it. The supervisor, which imports nothing from here, has it once more.
 OWNED = ".bpfunit-run"
 
 

@@ -15,7 +15,7 @@ from bpfunit.guest import spec as guest_spec
 
 pytestmark = pytest.mark.host
 
-SUPERVISOR = Path(guest_spec.__file__).with_name("supervisor.py")
+SUPERVISOR = Path(guest_spec.__file__).with_name("supervisor")
 
 # Starts a supervisor and dies when that is up, as a controller that is killed does.
 ORPHAN = """

@@ -8,26 +8,25 @@ from pathlib import Path
 
 import pytest
 
-from bpfunit.guest.supervisor import SnapshotError, Supervisor
+from bpfunit.guest.supervisor.qemu import MonitorError, Qemu
 
 pytestmark = pytest.mark.host
 
 
-def test_a_qemu_that_ends_with_a_request_unread_is_a_snapshot_that_failed(tmp_path: Path) -> None:
+def test_a_qemu_that_ends_with_a_request_unread_is_an_error(tmp_path: Path) -> None:
     """The socket is then reset; one of a QEMU that had read all of them is at its end."""
     (tmp_path / "qemu").write_text("qemu: load of migration failed\n")
-    supervisor = Supervisor.__new__(Supervisor)
-    supervisor._directory, supervisor._asked = tmp_path, 0
-    supervisor._monitor, qemu = socket.socketpair()
+    supervised = Qemu(tmp_path)
+    supervised.monitor, qemu = socket.socketpair()
 
     def ends_with_a_request_unread() -> None:
         qemu.recv(1, socket.MSG_PEEK)
         qemu.close()
 
     thread = threading.Thread(target=ends_with_a_request_unread)
-    with supervisor._monitor, supervisor._monitor.makefile() as lines:
-        supervisor._monitor_lines = lines
+    with supervised.monitor, supervised.monitor.makefile() as lines:
+        supervised._answers = lines
         thread.start()
-        with pytest.raises(SnapshotError, match="load of migration failed"):
-            supervisor._ask("query-status")
+        with pytest.raises(MonitorError, match="load of migration failed"):
+            supervised.ask("query-status")
     thread.join()
