@@ -10,13 +10,12 @@ import ctypes
 import errno
 import os
 import re
-import struct
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
 from bpfunit._sys import bpf, libbpf
-from bpfunit._sys.uapi import AttachType, MapType, ProgType
+from bpfunit._sys.uapi import MapType, ProgType
 from bpfunit.errors import BpfunitError, NotFoundError, SyscallError
 from bpfunit.progtypes.base import type_of
 from bpfunit.rewrite import insn
@@ -76,10 +75,10 @@ def _helper_numbers() -> dict[str, int]:
     address = lib.btf__type_by_id(handle, _find("bpf_func_id", btfbytes.ENUM)) if handle else None
     if not address:
         return {}
-    # struct btf_type {name_off; info; size}, then vlen times struct btf_enum {name_off; val}
+    # struct btf_type {name_off; info; size}, then the members
     vlen = ctypes.c_uint32.from_address(address + 4).value & 0xFFFF
-    pairs = struct.iter_unpack("=Ii", ctypes.string_at(address + 12, 8 * vlen))
-    names = ((lib.btf__name_by_offset(handle, offset).decode(), value) for offset, value in pairs)
+    members = btfbytes.enum_members(ctypes.string_at(address + 12, 8 * vlen), 0, vlen)
+    names = ((lib.btf__name_by_offset(handle, offset).decode(), value) for offset, value in members)
     return {f"bpf_{name.removeprefix('BPF_FUNC_')}": value for name, value in names}
 
 
@@ -88,14 +87,6 @@ def _number(names: type[ProgType] | type[MapType], name: str) -> int:
     if name.lower() not in numbers:
         raise NotFoundError(f"look up {names.__name__}", name, sorted(numbers))
     return numbers[name.lower()]
-
-
-def _usual_attach_type(prog_type: int) -> int:
-    """Return an attach type that programs of a type are loaded for, 0 where it does not matter."""
-    sections = type_of(prog_type).sections.values()
-    if prog_type == ProgType.CGROUP_SOCKOPT:
-        return AttachType.CGROUP_SETSOCKOPT
-    return next(iter(sections), 0)
 
 
 @lru_cache(maxsize=256)
@@ -118,7 +109,7 @@ def has_helper(helper: str, prog_type: str = "cgroup_sock_addr", attach_type: in
         return False
     type_number = _number(ProgType, prog_type)
     if attach_type < 0:
-        attach_type = _usual_attach_type(type_number)
+        attach_type = type_of(type_number).usual_attach_type
     code = insn.encode([insn.Insn(insn.JMP | insn.CALL, imm=number), insn.exit_()])
     fd, log = bpf.prog_load("bpfunit_probe", type_number, attach_type, code)
     if fd >= 0:

@@ -254,18 +254,14 @@ class Types:
         return records.array_type(self._storage(element), length)
 
     def _make_enum(self, info: _Type, name: str) -> Any:
-        wide = info.kind == kinds.ENUM64
-        members: dict[str, int] = {}
-        for i in range(info.vlen):
-            if wide:
-                name_off, low, high = struct.unpack_from("=III", self._raw, info.tail + 12 * i)
-                value = low | high << 32
-                value -= (1 << 64) if info.kflag and high >> 31 else 0
-            else:
-                sign = "i" if self._enum_signed(info) else "I"
-                name_off, value = struct.unpack_from(f"=I{sign}", self._raw, info.tail + 8 * i)
-            members[self._name_at(name_off)] = value
-        return enum.IntEnum(name, members)
+        found = kinds.enum_members(
+            self._raw,
+            info.tail,
+            info.vlen,
+            wide=info.kind == kinds.ENUM64,
+            signed=self._enum_signed(info),
+        )
+        return enum.IntEnum(name, {self._name_at(offset): value for offset, value in found})
 
     def _strip(self, type_id: int) -> int:
         while self._types[type_id].kind in _QUALIFIERS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 MAGIC = 0xEB9F
 _VERSION, _HEADER = 1, 24
@@ -12,6 +12,28 @@ INT, PTR, ARRAY, STRUCT, UNION, ENUM, FWD, TYPEDEF = range(1, 9)
 VOLATILE, CONST, RESTRICT, FUNC, FUNC_PROTO, VAR, DATASEC, FLOAT = range(9, 17)
 DECL_TAG, TYPE_TAG, ENUM64 = 17, 18, 19
 _SIGNED, _CHAR, _BOOL = 1, 2, 4  # BTF_INT_* encodings
+
+
+def enum_members(
+    raw: bytes, offset: int, vlen: int, *, wide: bool = False, signed: bool = True
+) -> Iterator[tuple[int, int]]:
+    """Yield the members of an enum: the offset of the name in the string table, and the value.
+
+    Args:
+        raw: BTF.
+        offset: where the members begin, bytes.
+        vlen: how many there are.
+        wide: whether it is an ENUM64.
+        signed: whether the values are.
+    """
+    for at in range(offset, offset + (12 if wide else 8) * vlen, 12 if wide else 8):
+        if wide:
+            name, low, high = struct.unpack_from("=III", raw, at)
+            value = low | high << 32
+            value -= (1 << 64) if signed and high >> 31 else 0
+        else:
+            name, value = struct.unpack_from("=Ii" if signed else "=II", raw, at)
+        yield name, value
 
 
 class Writer:
