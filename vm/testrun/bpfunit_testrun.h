@@ -86,4 +86,46 @@ struct bpfunit_sock_ops_result {
 	__u32 size; /* bytes of the payload */
 };
 
+/* ---- sk_skb: the payload is what came in, without headers ---- */
+
+#define BPFUNIT_SK_SKB_MAX 65536 /* bytes of payload */
+
+enum bpfunit_sk_skb_hook {
+	BPFUNIT_SK_SKB_PARSER = 1,
+	BPFUNIT_SK_SKB_VERDICT = 2,
+};
+
+struct bpfunit_sk_skb {
+	struct bpfunit_head head;
+	__u32 hook; /* enum bpfunit_sk_skb_hook */
+	__u32 linear; /* bytes in front that lie where data and data_end point; usually none do */
+	__u32 priority;
+	__u32 reserved[5];
+};
+
+enum bpfunit_sk_skb_verdict {
+	BPFUNIT_SK_SKB_DROP,
+	BPFUNIT_SK_SKB_PASS,
+	BPFUNIT_SK_SKB_REDIRECT,
+};
+
+/* In data_out; the bytes follow. */
+struct bpfunit_sk_skb_result {
+	__s32 err; /* 0: nobody is told */
+	__u32 verdict; /* enum bpfunit_sk_skb_verdict; 0 for a parser, whose retval is a length */
+	__u32 size; /* bytes that follow */
+	__u32 ingress; /* 1: redirected to the receive queue of the target */
+	__u32 priority;
+	__u32 tc_index;
+	__u64 target_cookie; /* SO_COOKIE of the target, 0 while nobody has asked for it */
+	__u64 target_inode; /* st_ino of the target's descriptor */
+};
+
+/* ---- kprobe and tracepoint: the context is ctx_in, and this may be left out ---- */
+
+struct bpfunit_tracing {
+	struct bpfunit_head head; /* flags and sock are 0 */
+	__u64 cookie; /* what bpf_get_attach_cookie() returns, where the kernel has it */
+};
+
 #endif

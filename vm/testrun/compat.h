@@ -42,6 +42,16 @@ typedef struct bpf_prog *select_runtime_fn(struct bpf_prog *, int *);
 static_assert(__same_type(bpf_prog_select_runtime, select_runtime_fn));
 #endif
 
+/* 6.9 moved the flag ("bpf: move sleepable flag from bpf_prog_aux to bpf_prog"). */
+static inline bool prog_is_sleepable(const struct bpf_prog *prog)
+{
+#ifdef HAVE_PROG_SLEEPABLE
+	return prog->sleepable;
+#else
+	return prog->aux->sleepable;
+#endif
+}
+
 /* A pointer to struct sockaddr, since 6.19 to struct sockaddr_unsized. */
 typedef typeof_member(struct bpf_sock_addr_kern, uaddr) uaddr_ptr;
 

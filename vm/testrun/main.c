@@ -28,6 +28,11 @@ static const struct bpf_prog_ops equipment[] = {
 	[BPF_PROG_TYPE_SOCK_OPS] = {.test_run = sock_ops_test_run},
 #ifdef CONFIG_NET_SOCK_MSG
 	[BPF_PROG_TYPE_SK_MSG] = {.test_run = sk_msg_test_run},
+	[BPF_PROG_TYPE_SK_SKB] = {.test_run = sk_skb_test_run},
+#endif
+#ifdef CONFIG_BPF_EVENTS
+	[BPF_PROG_TYPE_KPROBE] = {.test_run = kprobe_test_run},
+	[BPF_PROG_TYPE_TRACEPOINT] = {.test_run = tracepoint_test_run},
 #endif
 	[BPF_PROG_TYPE_CGROUP_SKB] = {.test_run = cgroup_skb_test_run},
 };
