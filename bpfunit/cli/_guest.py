@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import execnet
+import typer
 from rich.status import Status
 
 from bpfunit import kernels
 from bpfunit.cli._common import err
 from bpfunit.errors import BpfunitError
+from bpfunit.guest.environment import asked_for
+from bpfunit.guest.errors import GuestError
 from bpfunit.guest.outcome import read_exit_report
 from bpfunit.guest.spec import GuestSpec
+
+GuestEnv = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--guest-env",
+        metavar="NAME[=VALUE]",
+        help="Pass a variable that is withheld, or set one for the guest; repeatable.",
+    ),
+]
 
 
 class LostGuestError(BpfunitError):
@@ -23,12 +36,15 @@ class LostGuestError(BpfunitError):
 
 
 @contextmanager
-def booted(name: str, memory: int = 1024) -> Iterator[tuple[kernels.Kernel, execnet.Gateway]]:
+def booted(
+    name: str, memory: int = 1024, env: Mapping[str, str] | None = None
+) -> Iterator[tuple[kernels.Kernel, execnet.Gateway]]:
     """Boot a guest with the module loaded and yield the kernel and a gateway into it.
 
     Args:
         name: the kernel as ``--kernel`` takes it.
         memory: MiB.
+        env: variables for the guest beside those that are passed on.
 
     Raises:
         KernelsError: no such kernel, or it cannot be had.
@@ -41,8 +57,9 @@ def booted(name: str, memory: int = 1024) -> Iterator[tuple[kernels.Kernel, exec
         group = execnet.Group()
         try:
             with Status(f"booting {kernel.release}", console=err()):
-                spec = GuestSpec(kernel, module, memory=memory).prepare(Path(directory))
-                gateway = group.makegateway(spec)
+                spec = GuestSpec(kernel, module, memory=memory, env=dict(env or {}))
+                xspec = spec.prepare(Path(directory))
+                gateway = group.makegateway(xspec)
                 call(gateway, "_inside.load_module")
             yield kernel, gateway
         except (EOFError, OSError, execnet.RemoteError) as error:
@@ -83,8 +100,20 @@ def call(gateway: execnet.Gateway, function: str, *arguments: Any) -> Any:
     return start(gateway, function, *arguments).receive()
 
 
-def ask_guest(kernel: str, request: dict[str, Any]) -> dict[str, Any]:
+def variables(requests: Sequence[str] | None) -> dict[str, str]:
+    """Return the variables that ``--guest-env`` asks for.
+
+    Raises:
+        BadParameter: one of them cannot be passed.
+    """
+    try:
+        return asked_for(requests or (), os.environ)
+    except GuestError as error:
+        raise typer.BadParameter(str(error), param_hint="--guest-env") from error
+
+
+def ask_guest(kernel: str, request: dict[str, Any], env: Mapping[str, str]) -> dict[str, Any]:
     """Boot ``kernel`` and answer one ``request`` there, see :func:`bpfunit.cli._inside.answer`."""
-    with booted(kernel) as (_, gateway):
+    with booted(kernel, env=env) as (_, gateway):
         report: dict[str, Any] = call(gateway, "_inside.serve", request)
         return report

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from bpfunit.cli import _values
 from bpfunit.cli._common import EXIT_CODES_HELP, ExitCode, err, out, print_json
-from bpfunit.cli._guest import ask_guest
+from bpfunit.cli._guest import GuestEnv, ask_guest, variables
 from bpfunit.errors import BpfunitError
 
 EPILOG = (
@@ -87,6 +87,7 @@ def run(
     engine: Annotated[
         str | None, typer.Option(help="testrun or live; chosen by the kernel if not given.")
     ] = None,
+    guest_env: GuestEnv = None,
     expect_dst: Annotated[
         str | None, typer.Option(help="Exit 1 unless the destination is this after the run.")
     ] = None,
@@ -127,7 +128,7 @@ def run(
         }
     except _values.ValueSyntaxError as error:
         raise typer.BadParameter(str(error)) from error
-    report = ask_guest(kernel, request)
+    report = ask_guest(kernel, request, variables(guest_env))
     if "error" in report:
         raise BpfunitError(report["error"])
     misses = _misses(report, expect_dst, expect_retval)

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from bpfunit.cli._common import err
-from bpfunit.cli._guest import booted, start
+from bpfunit.cli._guest import GuestEnv, booted, start, variables
 
 _CHUNK = 1 << 14
 _ENDED, _RESIZED = b".", b"w"  # what a pipe tells the loop that carries keys
@@ -30,6 +30,7 @@ def shell(
         str, typer.Option("--kernel", "-k", help="Series, exact release, or a kernel's path.")
     ] = "6.12",
     memory: Annotated[int, typer.Option(min=256, help="The guest's memory in MiB.")] = 1024,
+    guest_env: GuestEnv = None,
 ) -> None:
     """Open a root prompt in a throwaway kernel with the module loaded.
 
@@ -42,7 +43,7 @@ def shell(
         raise typer.BadParameter(
             "standard input and output are no terminal; give a command after --"
         )
-    with booted(kernel, memory) as (found, gateway):
+    with booted(kernel, memory, variables(guest_env)) as (found, gateway):
         if on_terminal:
             argv = command or [os.environ.get("SHELL", "/bin/sh")]
             if not command:

@@ -15,7 +15,7 @@ that matches nothing, or an outcome that was taken after all, is a mistake and r
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,19 +51,24 @@ def read_exclusions(path: Path) -> list[Exclusion]:
     """Read an exclusions file.
 
     Raises:
-        ExclusionError: the file is missing, is no TOML, or a table lacks a field or has one more.
+        ExclusionError: the file is missing, is no TOML, or a table lacks a field, has one more or
+            one that is no text.
     """
     try:
         content = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ExclusionError(f"read exclusions {path}: {error}") from error
     tables = content.pop("unreachable", [])
-    if content or not isinstance(tables, list):
+    is_list = isinstance(tables, list) and all(isinstance(table, dict) for table in tables)
+    if content or not is_list:
         raise ExclusionError(f"read exclusions {path}: expected [[unreachable]] tables only")
     return [_exclusion(path, table) for table in tables]
 
 
 def _exclusion(path: Path, table: Mapping[str, Any]) -> Exclusion:
+    for name, value in table.items():
+        if not isinstance(value, str):
+            raise ExclusionError(f"read exclusions {path}: {name} is a text; found {value!r}")
     try:
         return Exclusion(**table)
     except TypeError:
@@ -74,7 +79,7 @@ def _exclusion(path: Path, table: Mapping[str, Any]) -> Exclusion:
 
 
 def apply_exclusions(
-    files: Mapping[str, SourceFile], exclusions: list[Exclusion], name: str = "exclusions"
+    files: Mapping[str, SourceFile], exclusions: Sequence[Exclusion], name: str = "exclusions"
 ) -> list[str]:
     """Mark excluded outcomes; return what is wrong with the declarations.
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from bpfunit.coverage import exchange, term
 from bpfunit.coverage.data import CoverageData
-from bpfunit.coverage.exclusions import apply_exclusions, read_exclusions
+from bpfunit.coverage.exclusions import Exclusion, apply_exclusions
 from bpfunit.coverage.sites import SourceFile, merge_sources
 from bpfunit.coverage.summary import grand_total
 from bpfunit.errors import BpfunitError
@@ -60,7 +60,8 @@ class ReportOptions:
         root: where relative source paths start.
         sources: report only files whose path starts or ends with one of these; all if empty.
         requests: the reports.
-        exclusions: the exclusions file, None if there is none.
+        exclusions: what is declared unreachable.
+        exclusions_file: the name of the file that declares it, for complaints.
         fail_under: the least percentage that is no failure, None for any.
         partial: whether it is no failure that a program carries no probes, or that nothing was
             recorded at all.
@@ -69,7 +70,8 @@ class ReportOptions:
     root: Path
     sources: list[str]
     requests: list[ReportRequest]
-    exclusions: Path | None = None
+    exclusions: Sequence[Exclusion] = ()
+    exclusions_file: str = "exclusions"
     fail_under: float | None = None
     partial: bool = False
 
@@ -86,9 +88,8 @@ class Reports:
     def files(self) -> Mapping[str, SourceFile]:
         """The source files to report, merged, exclusions applied."""
         files = merge_sources(self._data)
-        if self._options.exclusions is not None:
-            path = self._options.exclusions
-            self._complaints += apply_exclusions(files, read_exclusions(path), path.name)
+        options = self._options
+        self._complaints += apply_exclusions(files, options.exclusions, options.exclusions_file)
         return {path: file for path, file in files.items() if self._wanted(path)}
 
     def _wanted(self, path: str) -> bool:

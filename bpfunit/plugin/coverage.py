@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from bpfunit.coverage.data import CoverageData, payload
+from bpfunit.coverage.exclusions import Exclusion, read_exclusions
 from bpfunit.coverage.probes import Mode
 from bpfunit.coverage.recorder import CoverageRecorder
 from bpfunit.coverage.reports import REPORT_TYPES, ReportOptions, ReportRequest, Reports
@@ -32,6 +33,20 @@ def _report_request(text: str) -> ReportRequest:
         return ReportRequest.parse(text)
     except BpfunitError as error:
         raise pytest.UsageError(f"--bpf-cov-report: {error}") from None
+
+
+def _exclusions(path: Path) -> list[Exclusion]:
+    try:
+        return read_exclusions(path)
+    except BpfunitError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def _kept_data(path: Path) -> CoverageData:
+    try:
+        return CoverageData.load(path)
+    except BpfunitError as error:
+        raise pytest.UsageError(f"--bpf-cov-append: {error}; remove the file") from None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -106,7 +121,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the two halves where they belong.
 
     Raises:
-        pytest.UsageError: a report of unknown type.
+        pytest.UsageError: a report of unknown type, a file of exclusions or kept data that cannot
+            be read.
     """
     config.addinivalue_line(
         "markers", "bpf_plain: load BPF programs without probes, for measurements"
@@ -119,11 +135,13 @@ def pytest_configure(config: pytest.Config) -> None:
     if option.bpf_cov and not hasattr(config, "workerinput"):
         exclude = option.bpf_cov_exclude
         default = config.rootpath / _EXCLUSIONS
+        declared = Path(exclude) if exclude else default
         options = ReportOptions(
             root=config.rootpath,
             sources=[source for source in option.bpf_cov if source],
             requests=requests or [ReportRequest("term")],
-            exclusions=Path(exclude) if exclude else default if default.is_file() else None,
+            exclusions=_exclusions(declared) if exclude or default.is_file() else (),
+            exclusions_file=declared.name,
             fail_under=option.bpf_cov_fail_under,
             partial=option.bpf_cov_partial,
         )
@@ -191,7 +209,7 @@ class Reporting:
         self._data_file = data_file
         self._data = CoverageData()
         if append and data_file.is_file():
-            self._data = CoverageData.load(data_file)
+            self._data = _kept_data(data_file)
         self._reports: Reports | None = None
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

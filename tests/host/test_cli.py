@@ -87,6 +87,21 @@ def test_a_wrong_option_is_a_usage_error() -> None:
     assert invoke("run", "no-such.o", "prog").exit_code == 2
 
 
+@pytest.mark.parametrize("command", [["shell"], ["run", "build/prog.bpf.o", "dial"]])
+@pytest.mark.parametrize(
+    ("asked", "said"), [("NOT_SET", "it is not set here"), ("1=2", "expected NAME or NAME=VALUE")]
+)
+def test_a_variable_that_no_guest_can_have_is_a_usage_error(
+    project: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], asked: str, said: str
+) -> None:
+    monkeypatch.chdir(project)
+    name, *arguments = command
+    ending = ["--", "true"] if name == "shell" else []
+    result = invoke(name, "--guest-env", asked, *arguments, *ending)
+    assert result.exit_code == 2
+    assert said in " ".join(result.output.replace("│", " ").split())
+
+
 def test_a_map_entry_that_cannot_be_read_says_the_accepted_form(project: Path) -> None:
     result = invoke("run", str(project / "build/prog.bpf.o"), "dial", "--map", "services=7")
     assert result.exit_code == 2

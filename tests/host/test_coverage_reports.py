@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -322,11 +325,65 @@ def test_an_exclusion_that_matches_nothing_is_a_complaint(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "text", ["[[unreachable]]\nfile = 'x'", "[other]\n", "unreachable = 3", "no toml"]
+    "text",
+    [
+        "[[unreachable]]\nfile = 'x'",
+        "[other]\n",
+        "unreachable = 3",
+        "unreachable = [3]",
+        EXCLUSION.replace('"main.c"', "7"),
+        "no toml",
+    ],
 )
 def test_a_wrong_exclusions_file_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(ExclusionError, match="read exclusions"):
         excluded(tmp_path, text, sample_data())
+
+
+def pytest_with_coverage(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run pytest on one test that needs no kernel and would leave a file."""
+    (directory / "test_it.py").write_text("def test_it(): open('ran', 'w').close()\n")
+    command = [sys.executable, "-m", "pytest", "-q", "--bpf-cov", "--bpf-cov-partial", *arguments]
+    return subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"no toml", r"ERROR: read exclusions .*bpf-coverage\.toml: "),
+        (b"unreachable = [3]", r"expected \[\[unreachable\]\] tables only"),
+        (b"\xff", r"ERROR: read exclusions .*bpf-coverage\.toml: 'utf-8' codec"),
+    ],
+)
+def test_a_wrong_exclusions_file_ends_the_run_before_its_tests(
+    tmp_path: Path, content: bytes, said: str
+) -> None:
+    (tmp_path / "bpf-coverage.toml").write_bytes(content)
+    done = pytest_with_coverage(tmp_path)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR, done.stdout + done.stderr
+    assert re.search(said, done.stderr)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_exclusions_file_that_is_named_has_to_be_there(tmp_path: Path) -> None:
+    done = pytest_with_coverage(tmp_path, "--bpf-cov-exclude=elsewhere.toml")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "ERROR: read exclusions elsewhere.toml: " in done.stderr
+
+
+def test_kept_data_that_cannot_be_read_ends_the_run_before_its_tests(tmp_path: Path) -> None:
+    (tmp_path / ".bpf-coverage.json").write_text("{}")
+    done = pytest_with_coverage(tmp_path, "--bpf-cov-append")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "ERROR: --bpf-cov-append: read coverage data" in done.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_right_exclusions_file_runs_the_tests(tmp_path: Path) -> None:
+    (tmp_path / "bpf-coverage.toml").write_text("")
+    done = pytest_with_coverage(tmp_path)
+    assert done.returncode == pytest.ExitCode.OK, done.stdout + done.stderr
+    assert (tmp_path / "ran").exists()
 
 
 def test_too_little_coverage_fails(tmp_path: Path) -> None:
