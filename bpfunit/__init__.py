@@ -10,6 +10,9 @@ Load an object, fill its maps, run a program with a crafted context, look at wha
 
 from __future__ import annotations
 
+import os
+from typing import TYPE_CHECKING, Any
+
 from bpfunit.engines import NotApplicableError
 from bpfunit.errors import BpfunitError, FieldError, FieldValueError, NotFoundError, SyscallError
 from bpfunit.objects.logs import LogLine
@@ -29,6 +32,9 @@ from bpfunit.values.btf import Types
 from bpfunit.values.layout import BtfError
 from bpfunit.values.net import IP, Endpoint, ip, ip4, ip6, port
 from bpfunit.values.sources import load_types
+
+if TYPE_CHECKING:
+    from bpfunit.explorer import Budget, Exploration
 
 __all__ = [
     "IP",
@@ -61,6 +67,7 @@ __all__ = [
     "Types",
     "VerifierError",
     "attach",
+    "explore",
     "ip",
     "ip4",
     "ip6",
@@ -68,5 +75,38 @@ __all__ = [
     "load_types",
     "port",
 ]
+
+
+def explore(
+    obj: Object | str | os.PathLike[str],
+    program: str,
+    *,
+    seed: int = 0,
+    budget: Budget | float | None = None,
+    **options: Any,
+) -> Exploration:
+    """Search inputs that take every branch edge of a program which an input can take.
+
+    The object is loaded anew, with records in front of its jumps and calls; what is loaded already
+    is not touched. Time, chance and cookies are answered by stubs, so that a search with the same
+    seed finds the same inputs, unless it ends by the clock.
+
+    Args:
+        obj: the object, loaded or as a path.
+        program: the program's name.
+        seed: of what is chosen by chance.
+        budget: seconds, or a :class:`bpfunit.explorer.Budget` of seconds, instructions and runs;
+            a minute by default.
+        **options: for :func:`load`.
+
+    Raises:
+        ExploreError: this kernel has no test run for the program's type, or the machine no C
+            compiler.
+        RewriteError: the program cannot be rewritten, or the verifier refuses it with records.
+    """
+    from bpfunit.explorer import explore as search  # coverage and more, which few tests need
+
+    return search(obj, program, seed=seed, budget=budget, **options)
+
 
 discover()  # so that an object finds the class of each program's type

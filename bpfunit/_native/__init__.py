@@ -1,4 +1,4 @@
-"""The one loop that Python is too slow for, in C, compiled on first use and cached.
+"""The two loops that Python is too slow for, in C, compiled on first use and cached.
 
 The host compiles it before a guest starts, so that the guest finds it in the cache.
 """
@@ -19,7 +19,7 @@ from typing import Any
 
 from bpfunit._paths import cache_dir
 
-_SOURCE = Path(__file__).with_name("bulk.c")
+_SOURCES = [Path(__file__).with_name(name) for name in ("bulk.c", "explore.c")]
 _COMPILERS = ("cc", "gcc", "clang")
 PATH_VARIABLE = "BPFUNIT_NATIVE"
 _TIMEOUT_S = 120  # a loaded machine under emulation; one file takes a second natively
@@ -33,6 +33,65 @@ class Storage(ctypes.Structure):
     """``struct storage`` of ``bulk.c``."""
 
     _fields_ = [("map_fd", _i32), ("value_size", _u32), ("values", _ptr), ("present", _ptr)]
+
+
+class ExploredMap(ctypes.Structure):
+    """``struct explored_map`` of ``explore.c``."""
+
+    _fields_ = [
+        ("fd", _i32),
+        ("kind", _u32),
+        ("key_size", _u32),
+        ("value_size", _u32),
+        ("initial", _ptr),
+    ]
+
+
+class Ring(ctypes.Structure):
+    """``struct ring`` of ``explore.c``."""
+
+    _fields_ = [("consumer", _ptr), ("producer", _ptr), ("data", _ptr), ("mask", _u64)]
+
+
+class ExploredSite(ctypes.Structure):
+    """``struct site`` of ``explore.c``."""
+
+    _fields_ = [
+        ("has_a", ctypes.c_uint8),
+        ("has_b", ctypes.c_uint8),
+        ("key_size", ctypes.c_uint16),
+        ("map", _i32),
+    ]
+
+
+class Exploration(ctypes.Structure):
+    """``struct exploration`` of ``explore.c``."""
+
+    _fields_ = [
+        ("prog_fd", _i32),
+        ("spy_fd", _i32),
+        ("answer_size", _u32),
+        ("has_ctx_out", _u32),
+        ("data_room", _u32),
+        ("fd_offset", _i32),
+        ("made_of_offset", _i32),
+        ("maps", _u32),
+        ("rings", _u32),
+        ("sites", _u32),
+        ("map", _ptr),
+        ("ring", _ptr),
+        ("site", _ptr),
+        ("head", _ptr),
+        ("record_mask", _u64),
+        ("stub", _ptr),
+        ("stub_default", _ptr),
+        ("stub_size", _u64),
+        ("in_", _ptr),
+        ("in_size", _u64),
+        ("out", _ptr),
+        ("out_room", _u64),
+        ("out_used", _u64),
+    ]
 
 
 class Job(ctypes.Structure):
@@ -66,7 +125,7 @@ class Job(ctypes.Structure):
 
 
 def library_path() -> Path:
-    """Return where the compiled loop is, or would be; its name has the source's hash.
+    """Return where the compiled loops are, or would be; the name has the sources' hash.
 
     A guest runs as root, whose cache may be another than that of the user who started it: the host
     hands the path over in ``$BPFUNIT_NATIVE``.
@@ -74,12 +133,13 @@ def library_path() -> Path:
     handed = Path(os.environ.get(PATH_VARIABLE, "/nonexistent"))
     if handed.is_file():
         return handed
-    digest = hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:16]
-    return cache_dir() / "native" / f"bulk-{platform.machine()}-{digest}.so"
+    sources = b"".join(source.read_bytes() for source in _SOURCES)
+    digest = hashlib.sha256(sources).hexdigest()[:16]
+    return cache_dir() / "native" / f"loops-{platform.machine()}-{digest}.so"
 
 
 def build() -> Path | None:
-    """Compile the loop unless that is done; return the library, None without a C compiler."""
+    """Compile the loops unless that is done; return the library, None without a C compiler."""
     target = library_path()
     if target.exists():
         return target
@@ -92,7 +152,8 @@ def build() -> Path | None:
     except OSError:
         return None  # a cache that cannot be written: the loop in Python serves
     os.close(handle)
-    command = [compiler, "-O2", "-shared", "-fPIC", "-Wall", "-Werror", "-o", name, str(_SOURCE)]
+    command = [compiler, "-O2", "-shared", "-fPIC", "-Wall", "-Werror", "-o", name]
+    command += map(str, _SOURCES)
     try:
         subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT_S)
         Path(name).replace(target)
@@ -103,12 +164,22 @@ def build() -> Path | None:
     return target
 
 
-@lru_cache(maxsize=1)
-def run_many() -> Any:
-    """Return the function of ``bulk.c``, None where it cannot be had."""
+def _function(name: str, job: type[ctypes.Structure]) -> Any:
     path = build()
     if path is None:
         return None
-    function = ctypes.CDLL(str(path)).bpfunit_run_many
-    function.argtypes, function.restype = [ctypes.POINTER(Job), _u64], _u64
+    function = getattr(ctypes.CDLL(str(path)), name)
+    function.argtypes, function.restype = [ctypes.POINTER(job), _u64], _u64
     return function
+
+
+@lru_cache(maxsize=1)
+def run_many() -> Any:
+    """Return the function of ``bulk.c``, None where it cannot be had."""
+    return _function("bpfunit_run_many", Job)
+
+
+@lru_cache(maxsize=1)
+def explore() -> Any:
+    """Return the function of ``explore.c``, None where it cannot be had."""
+    return _function("bpfunit_explore", Exploration)

@@ -1,0 +1,424 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * The inner loop of bpfunit.explore(): an input at a time, from maps as they were at the load, and
+ * what the recording pass of bpfunit/explorer/recorder.py saw of it.
+ *
+ * Inputs and outcomes are byte strings in the layout of bpfunit/explorer/wire.py, so that the search
+ * may run in another machine than the kernel. The structures are mirrored in bpfunit/_native.
+ */
+#include <errno.h>
+#include <linux/bpf.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define MAX_CTX 512
+#define MAX_DATA 4096
+#define MAX_KEY 512
+#define RECORD_SIZE 64
+#define KEY_AT 24
+#define KEY_ROOM 40
+
+enum map_kind {
+	KIND_DELETE, /* entries can be deleted: hash, LPM trie, LRU */
+	KIND_ARRAY, /* entries are put back to zero */
+	KIND_SECTION, /* one value, put back to what it was at the load */
+	KIND_STORAGE, /* the key is the run's socket */
+	KIND_PROGRAMS, /* the value is the descriptor of the spy */
+};
+
+struct explored_map {
+	int32_t fd;
+	uint32_t kind;
+	uint32_t key_size;
+	uint32_t value_size; /* that of a value as the system call has it: of all CPUs */
+	const uint8_t *initial; /* KIND_SECTION */
+};
+
+struct ring {
+	volatile uint64_t *consumer;
+	volatile uint64_t *producer;
+	const uint8_t *data; /* mapped twice in a row, so that no record is cut */
+	uint64_t mask;
+};
+
+struct site {
+	uint8_t has_a, has_b;
+	uint16_t key_size; /* 0 for none */
+	int32_t map; /* whose key it is, -1 for none */
+};
+
+struct exploration {
+	int32_t prog_fd;
+	int32_t spy_fd;
+	uint32_t answer_size; /* 4 for types that answer with struct bpfunit_result, else 0 */
+	uint32_t has_ctx_out;
+	uint32_t data_room; /* bytes by which a packet may grow; 0 for types without a packet */
+	int32_t fd_offset; /* as in bulk.c */
+	int32_t made_of_offset;
+	uint32_t maps, rings, sites;
+	struct explored_map *map;
+	struct ring *ring;
+	struct site *site;
+	volatile uint64_t *head; /* how many records were written, then room, then the records */
+	uint64_t record_mask;
+	uint8_t *stub; /* the memory that stubbed calls read */
+	const uint8_t *stub_default;
+	uint64_t stub_size;
+	const uint8_t *in;
+	uint64_t in_size;
+	uint8_t *out;
+	uint64_t out_room;
+	uint64_t out_used;
+};
+
+struct touched {
+	uint16_t map;
+	uint8_t key[MAX_KEY];
+};
+
+/* What an outcome can take at most beside its records: contexts, packets, storages, log, entries.
+ */
+#define SPARE (1 << 18)
+#define MAX_TOUCHED 1024
+
+static struct touched touched[MAX_TOUCHED];
+static unsigned int touched_count;
+static uint8_t zeroes[1 << 16], value_room[1 << 16];
+
+static long bpf(int cmd, union bpf_attr *attr)
+{
+	return syscall(SYS_bpf, cmd, attr, sizeof(*attr));
+}
+
+static long element(int cmd, const struct explored_map *map, const void *key, const void *value)
+{
+	union bpf_attr attr;
+
+	memset(&attr, 0, sizeof(attr));
+	attr.map_fd = map->fd;
+	attr.key = (uint64_t)(uintptr_t)key;
+	attr.value = (uint64_t)(uintptr_t)value;
+	return bpf(cmd, &attr);
+}
+
+static void put(struct exploration *job, const void *data, size_t size)
+{
+	memcpy(job->out + job->out_used, data, size);
+	job->out_used += size;
+}
+
+static void put32(struct exploration *job, uint32_t value)
+{
+	put(job, &value, sizeof(value));
+}
+
+static uint32_t take32(const uint8_t **at)
+{
+	uint32_t value;
+
+	memcpy(&value, *at, sizeof(value));
+	*at += sizeof(value);
+	return value;
+}
+
+static void touch(struct exploration *job, uint16_t map, const uint8_t *key)
+{
+	unsigned int n, size = job->map[map].key_size;
+
+	for (n = 0; n < touched_count; n++)
+		if (touched[n].map == map && !memcmp(touched[n].key, key, size))
+			return;
+	if (touched_count == MAX_TOUCHED || size > MAX_KEY)
+		return;
+	touched[touched_count].map = map;
+	memcpy(touched[touched_count++].key, key, size);
+}
+
+/* A key that is too long for a record: the map is emptied by walking through it. */
+static void empty(const struct explored_map *map)
+{
+	uint8_t key[MAX_KEY];
+
+	while (!element(BPF_MAP_GET_NEXT_KEY, map, NULL, key))
+		if (element(BPF_MAP_DELETE_ELEM, map, key, NULL))
+			return;
+}
+
+static void reset(struct exploration *job)
+{
+	unsigned int n;
+
+	for (n = 0; n < touched_count; n++) {
+		struct explored_map *map = &job->map[touched[n].map];
+
+		if (map->kind == KIND_DELETE || map->kind == KIND_PROGRAMS)
+			element(BPF_MAP_DELETE_ELEM, map, touched[n].key, NULL);
+		else if (map->kind == KIND_ARRAY)
+			element(BPF_MAP_UPDATE_ELEM, map, touched[n].key, zeroes);
+	}
+	touched_count = 0;
+	for (n = 0; n < job->maps; n++) {
+		if (job->map[n].kind == KIND_SECTION)
+			element(BPF_MAP_UPDATE_ELEM, &job->map[n], zeroes, job->map[n].initial);
+		else if (job->map[n].kind == KIND_DELETE && job->map[n].key_size > KEY_ROOM)
+			empty(&job->map[n]);
+	}
+	for (n = 0; n < job->rings; n++)
+		*job->ring[n].consumer = *job->ring[n].producer;
+	memcpy(job->stub, job->stub_default, job->stub_size);
+}
+
+static void records_out(struct exploration *job)
+{
+	const uint8_t *base = (const uint8_t *)(job->head + 8);
+	uint64_t head = *job->head, first = 1, n;
+	uint64_t size_at = job->out_used + 4;
+
+	if (head > job->record_mask)
+		first = head - job->record_mask + 1;
+	put32(job, head);
+	put32(job, 0);
+	for (n = first; n <= head; n++) {
+		const uint8_t *record = base + (n & job->record_mask) * RECORD_SIZE;
+		struct site *site;
+		uint16_t number;
+		uint32_t id;
+
+		memcpy(&id, record, sizeof(id));
+		if (id >= job->sites)
+			continue;
+		site = &job->site[id];
+		number = id;
+		put(job, &number, sizeof(number));
+		if (site->has_a)
+			put(job, record + 8, 8);
+		if (site->has_b)
+			put(job, record + 16, 8);
+		if (site->key_size) {
+			put(job, record + KEY_AT, site->key_size);
+			if (site->map >= 0)
+				touch(job, site->map, record + KEY_AT);
+		}
+	}
+	n = job->out_used - size_at - 4;
+	memcpy(job->out + size_at, &(uint32_t){n}, 4);
+	*job->head = 0;
+}
+
+static void logs_out(struct exploration *job)
+{
+	uint64_t start = job->out_used;
+	unsigned int n;
+
+	put32(job, 0);
+	for (n = 0; n < job->rings; n++) {
+		struct ring *ring = &job->ring[n];
+		uint64_t at = *ring->consumer, end = *ring->producer;
+
+		while (at < end && job->out_used - start < SPARE / 4) {
+			const uint8_t *record = ring->data + (at & ring->mask);
+			uint32_t length;
+
+			memcpy(&length, record, sizeof(length));
+			if (length >> 31)
+				break; /* reserved and never committed */
+			if (!(length >> 30 & 1)) {
+				put32(job, n);
+				put32(job, length & 0x3fffffff);
+				put(job, record + 8, length & 0x3fffffff);
+			}
+			at += ((length & 0x3fffffff) + 8 + 7) & ~7ULL;
+		}
+		*ring->consumer = end;
+	}
+	memcpy(job->out + start, &(uint32_t){job->out_used - start - 4}, 4);
+}
+
+static void run(struct exploration *job, const uint8_t *ctx, uint32_t ctx_size, const uint8_t *data,
+		uint32_t data_size, int fd)
+{
+	static uint8_t in[MAX_CTX], out[MAX_DATA], data_out[2 * MAX_DATA];
+	union bpf_attr attr;
+	int32_t verdict = 0, error;
+	unsigned int n;
+
+	memset(&attr, 0, sizeof(attr));
+	attr.test.prog_fd = job->prog_fd;
+	attr.test.repeat = 1;
+	if (ctx_size) {
+		memcpy(in, ctx, ctx_size);
+		if (fd > 0 && job->fd_offset >= 0)
+			memcpy(in + job->fd_offset, &(uint64_t){fd}, sizeof(uint64_t));
+		attr.test.ctx_in = (uint64_t)(uintptr_t)in;
+		attr.test.ctx_size_in = ctx_size;
+		if (job->has_ctx_out) {
+			attr.test.ctx_out = (uint64_t)(uintptr_t)out;
+			attr.test.ctx_size_out = sizeof(out);
+		}
+	}
+	if (data_size) {
+		attr.test.data_in = (uint64_t)(uintptr_t)data;
+		attr.test.data_size_in = data_size;
+		attr.test.data_out = (uint64_t)(uintptr_t)data_out;
+		attr.test.data_size_out = data_size + job->data_room;
+	} else if (job->answer_size) {
+		attr.test.data_out = (uint64_t)(uintptr_t)&verdict;
+		attr.test.data_size_out = job->answer_size;
+	}
+	*job->head = 0;
+	error = bpf(BPF_PROG_TEST_RUN, &attr) < 0 ? errno : 0;
+	put32(job, error);
+	put32(job, error ? 0 : attr.test.retval);
+	put32(job, verdict);
+	n = error || !ctx_size || !job->has_ctx_out ? 0 : ctx_size;
+	put32(job, n);
+	put(job, out, n);
+	n = error || !data_size ? 0 : attr.test.data_size_out;
+	put32(job, n);
+	put(job, data_out, n);
+	records_out(job);
+	logs_out(job);
+}
+
+static void entries_out(struct exploration *job, int fd)
+{
+	uint64_t start = job->out_used;
+	unsigned int n;
+
+	put32(job, 0);
+	for (n = 0; n < touched_count; n++) {
+		struct explored_map *map = &job->map[touched[n].map];
+
+		if (map->kind == KIND_SECTION || map->kind == KIND_PROGRAMS)
+			continue;
+		if (job->out_used - start > SPARE / 4)
+			break;
+		if (element(BPF_MAP_LOOKUP_ELEM, map, touched[n].key, value_room))
+			continue;
+		put32(job, touched[n].map);
+		put(job, touched[n].key, map->key_size);
+		put(job, value_room, map->value_size);
+	}
+	for (n = 0; n < job->maps; n++) {
+		struct explored_map *map = &job->map[n];
+
+		if (map->kind == KIND_SECTION) {
+			if (element(BPF_MAP_LOOKUP_ELEM, map, zeroes, value_room))
+				continue;
+		} else if (map->kind != KIND_STORAGE || fd <= 0 ||
+			   element(BPF_MAP_LOOKUP_ELEM, map, &fd, value_room)) {
+			continue;
+		}
+		put32(job, n);
+		put(job, zeroes, map->key_size);
+		put(job, value_room, map->value_size);
+	}
+	memcpy(job->out + start, &(uint32_t){job->out_used - start - 4}, 4);
+}
+
+static int fill(struct exploration *job, const uint8_t **at, int fd)
+{
+	uint32_t entries = take32(at), n;
+	int failed = 0;
+
+	for (n = 0; n < entries; n++) {
+		uint32_t number = take32(at);
+		struct explored_map *map = &job->map[number];
+		const uint8_t *key = *at, *value = *at + map->key_size;
+
+		*at += map->key_size + map->value_size;
+		if (map->kind == KIND_STORAGE) {
+			if (fd > 0)
+				element(BPF_MAP_UPDATE_ELEM, map, &fd, value);
+			continue;
+		}
+		if (map->kind == KIND_PROGRAMS)
+			value = (const uint8_t *)&job->spy_fd;
+		touch(job, number, key);
+		if (element(BPF_MAP_UPDATE_ELEM, map, key, value))
+			failed = errno;
+	}
+	return failed;
+}
+
+static int make_socket(struct exploration *job, const uint8_t *ctx)
+{
+	uint32_t made_of[3];
+
+	if (job->made_of_offset < 0)
+		return 0;
+	memcpy(made_of, ctx + job->made_of_offset, sizeof(made_of));
+	return socket(made_of[0], made_of[1], made_of[2]);
+}
+
+/*
+ * Run the inputs from byte "from" on; return where the first one starts that was not run: in_size
+ * at the end, less when the room for outcomes is used up.
+ */
+uint64_t bpfunit_explore(struct exploration *job, uint64_t from)
+{
+	const uint8_t *at = job->in + from, *end = job->in + job->in_size;
+	uint64_t need = SPARE + (job->record_mask + 1) * RECORD_SIZE;
+
+	job->out_used = 0;
+	reset(job);
+	while (at < end) {
+		const uint8_t *input = at;
+		uint32_t size = take32(&at), stubs, steps, n;
+		uint64_t start = job->out_used;
+		const uint8_t *first, *entries;
+		int fd = 0;
+
+		/* an outcome holds one set of records for each step */
+		first = at;
+		steps = take32(&at);
+		if (job->out_room - job->out_used < need * (steps ? steps : 1))
+			return input - job->in;
+		put32(job, 0);
+		put32(job, steps);
+		stubs = take32(&at);
+		for (n = 0; n < stubs; n++) {
+			uint32_t slot = take32(&at);
+
+			memcpy(job->stub + slot * 16, at, 16);
+			at += 16;
+		}
+		entries = at;
+		/* the socket is that of the first step's context */
+		{
+			uint32_t count = take32(&at);
+
+			for (n = 0; n < count; n++) {
+				struct explored_map *map = &job->map[take32(&at)];
+
+				at += map->key_size + map->value_size;
+			}
+		}
+		for (n = 0; n < steps; n++) {
+			uint32_t ctx_size = take32(&at), data_size;
+			const uint8_t *ctx = at, *data;
+
+			at += ctx_size;
+			data_size = take32(&at);
+			data = at;
+			at += data_size;
+			if (!n) {
+				if (ctx_size)
+					fd = make_socket(job, ctx);
+				put32(job, fill(job, &entries, fd));
+			}
+			run(job, ctx, ctx_size, data, data_size, fd);
+		}
+		entries_out(job, fd);
+		if (fd > 0)
+			close(fd);
+		reset(job);
+		memcpy(job->out + start, &(uint32_t){job->out_used - start - 4}, 4);
+		at = first + size;
+	}
+	return job->in_size;
+}

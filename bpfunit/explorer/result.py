@@ -1,0 +1,150 @@
+"""What an exploration says of each branch edge of a program."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bpfunit.explorer.facts import BRANCH, SIGNS, Facts, Site
+from bpfunit.explorer.search import Case, Edge, Found
+from bpfunit.explorer.wire import Input
+
+REACHED, DEAD, MISSED = "reached", "dead", "not reached"
+_SHOWN = 4  # pairs of operands
+_POINTERS = 0xFFFF_0000_0000_0000
+
+
+@dataclass(frozen=True)
+class EdgeState:
+    """One edge of one conditional jump.
+
+    Attributes:
+        insn: the jump, an instruction of the program as the compiler made it.
+        taken: whether this is the edge of the jump taken.
+        state: "reached", "dead" (the verifier of this kernel proved that no input takes it and
+            dropped it) or "not reached".
+        file, line, column, text: the place in the source; "" and 0 without line info.
+        condition: the comparison in the way of the machine, for example ``w1 == 80``.
+        given: the input that takes it, None where none was found.
+        reason: why it was not reached.
+    """
+
+    insn: int
+    taken: bool
+    state: str
+    file: str
+    line: int
+    column: int
+    text: str
+    condition: str
+    given: Input | None = None
+    reason: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.file else f"instruction {self.insn}"
+        way = "taken" if self.taken else "not taken"
+        why = f": {self.reason}" if self.reason else ""
+        return f"{place}: {self.text or self.condition} ({self.condition} {way}) {self.state}{why}"
+
+
+@dataclass
+class Exploration:
+    """What :func:`bpfunit.explore` found.
+
+    Attributes:
+        seed: of the search.
+        found: the inputs, in the order of finding, and what the search took.
+        facts: the program.
+    """
+
+    facts: Facts
+    found: Found
+    seed: int
+    compared: dict[int, list[tuple[int, int]]]
+
+    @property
+    def edges(self) -> list[EdgeState]:
+        """Every branch edge, in the order of the program."""
+        return list(self._edges())
+
+    @property
+    def reached(self) -> int:
+        """How many edges an input takes."""
+        return len(self.found.first)
+
+    @property
+    def alive(self) -> int:
+        """How many edges the verifier of this kernel left."""
+        return len(self.facts.edges())
+
+    def _edges(self) -> Iterator[EdgeState]:
+        for number, site in enumerate(self.facts.sites):
+            if site.kind != BRANCH:
+                continue
+            file, line, column, text = self.facts.places.get(number, ("", 0, 0, ""))
+            for taken in (False, True):
+                edge = (number, taken)
+                case = self.found.first.get(edge)
+                state = REACHED if case else DEAD if edge in self.facts.dead else MISSED
+                yield EdgeState(
+                    *(site.insn, taken, state, file, line, column, text),
+                    condition=condition(site),
+                    given=case.given if case else None,
+                    reason=self._reason(edge, state),
+                )
+
+    def _reason(self, edge: Edge, state: str) -> str:
+        if state == REACHED:
+            return ""
+        if state == DEAD:
+            return f"the verifier of {self.facts.kernel} proved that nothing reaches it"
+        seen = self.compared.get(edge[0])
+        if not seen:
+            before = self._way_to(edge[0])
+            return f"no input came to the jump{before}"
+        pairs = ", ".join(dict.fromkeys(_shown(a, b) for a, b in seen[:_SHOWN]))
+        return f"compared were {pairs}"
+
+    def _way_to(self, number: int) -> str:
+        """Name the nearest jump in front that was decided one way only."""
+        for other in range(number - 1, -1, -1):
+            site = self.facts.sites[other]
+            ways = [(other, taken) in self.found.first for taken in (False, True)]
+            if site.kind == BRANCH and sum(ways) == 1:
+                file, line, _, text = self.facts.places.get(other, ("", 0, 0, ""))
+                at = f"{file}:{line}, {text}" if file else f"instruction {site.insn}"
+                return f"; in front of it {condition(site)} went one way only ({at})"
+        return ""
+
+    def report(self) -> list[str]:
+        """Return lines for people: the sum, and each edge that was not reached."""
+        found = self.found
+        lines = [
+            f"{self.facts.program} on {self.facts.kernel}: {self.reached} of {self.alive} branch"
+            f" edges reached, {len(self.facts.dead)} dead, by {len(found.cases)} inputs;"
+            f" {found.runs} runs, {found.instructions} instructions, {found.seconds:.1f} s,"
+            f" seed {self.seed}"
+        ]
+        lines += [f"  {note}" for note in self.facts.notes]
+        lines += [f"  {edge}" for edge in self.edges if edge.state == MISSED]
+        return lines
+
+    def case(self, edge: Edge) -> Case | None:
+        """Return the case that took an edge first."""
+        return self.found.first.get(edge)
+
+
+def condition(site: Site) -> str:
+    """Return a jump's comparison with registers left out: ``32 bits == 80``."""
+    right = "a register" if site.imm is None else str(site.imm)
+    return f"{site.bits} bits {SIGNS[site.op]} {right}"
+
+
+def _shown(a: int, b: int) -> str:
+    if a >= _POINTERS and b >= _POINTERS:
+        return f"an address with one {b - a} bytes behind it"
+    return f"{_number(a)} with {_number(b)}"
+
+
+def _number(value: int) -> str:
+    return "an address" if value >= _POINTERS else hex(value) if value > 9 else str(value)

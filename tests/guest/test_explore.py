@@ -1,0 +1,82 @@
+"""Inputs for every branch edge, found by the search alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import bpfunit
+from bpfunit.explorer import Budget, Executor, Search
+from bpfunit.explorer.result import DEAD, MISSED, REACHED
+
+from ..objects import compiled
+
+pytestmark = [pytest.mark.guest, pytest.mark.bpf_plain]
+
+HOOK = Path(__file__).parents[2] / "bpf" / "build" / "hook.bpf.o"
+PATIENCE = Budget(seconds=240)  # a machine under load; the budget of instructions ends it sooner
+
+
+@pytest.mark.parametrize("program", ["bpf_redirect_dns_send", "bpf_restore_dns_recv"])
+def test_every_edge_of_the_dns_programs_is_reached(program: str) -> None:
+    found = bpfunit.explore(HOOK, program, budget=PATIENCE)
+    assert found.reached == found.alive, "\n".join(found.report())
+
+
+def test_every_edge_of_the_connect_hook_is_reached_and_its_inputs_take_it_again() -> None:
+    found = bpfunit.explore(HOOK, "cgroup_connect4_prog", budget=PATIENCE)
+    assert found.alive > 150
+    assert found.reached == found.alive, "\n".join(found.report())
+    states = [edge.state for edge in found.edges]
+    assert states.count(REACHED) == found.alive
+    assert states.count(DEAD) == len(found.facts.dead)
+    with Executor(HOOK, "cgroup_connect4_prog") as executor:
+        given = [case.given for case in found.found.cases]
+        search = Search(executor.facts, executor.execute)
+        outcomes = executor.execute(given)
+        again = [search.case_of(one, out) for one, out in zip(given, outcomes, strict=True)]
+    assert {edge for case in again for edge in case.edges} == set(found.found.first)
+
+
+def test_the_same_seed_finds_the_same_inputs() -> None:
+    one, two = (
+        bpfunit.explore(HOOK, "bpf_restore_dns_recv", seed=7, budget=PATIENCE) for _ in range(2)
+    )
+    assert [case.given for case in one.found.cases] == [case.given for case in two.found.cases]
+
+
+def test_an_edge_that_no_input_takes_is_told_with_what_was_compared() -> None:
+    found = bpfunit.explore(compiled("explored"), "stubborn", budget=Budget(240, runs=4000))
+    missed = [edge for edge in found.edges if edge.state == MISSED]
+    assert len(missed) == 1
+    assert "a * 2654435761u" in missed[0].text
+    assert missed[0].reason.startswith("compared were ")
+    assert found.reached == found.alive - 1
+
+
+@pytest.mark.parametrize(
+    ("program", "out_of_reach"),
+    [
+        # an array has its first element on every kernel
+        ("values", ["if (!rule || !setting)"]),
+        ("twice", []),
+        # kernels run XDP on whole Ethernet headers (5.10 on less)
+        ("parser", ["if ((void *)(eth + 1) > end)"]),
+        ("marked", []),
+    ],
+)
+def test_ranges_masks_byte_orders_and_second_runs_are_solved(
+    program: str, out_of_reach: list[str]
+) -> None:
+    found = bpfunit.explore(compiled("explored"), program, budget=Budget(240, runs=8000))
+    missed = [edge.text for edge in found.edges if edge.state == MISSED]
+    assert all(text in out_of_reach for text in missed), "\n".join(found.report())
+
+
+def test_what_an_exploration_does_leaves_a_loaded_object_alone() -> None:
+    with bpfunit.load(HOOK) as obj:
+        obj.maps.km_backend[bytes(4)] = bytes(80)
+        bpfunit.explore(obj, "bpf_restore_dns_recv", budget=PATIENCE)
+        assert len(obj.maps.km_backend) == 1
+        assert len(obj.maps.km_manage) == 0
