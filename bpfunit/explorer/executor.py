@@ -14,7 +14,7 @@ from bpfunit import _native
 from bpfunit._sys import bpf, libbpf, uapi
 from bpfunit._sys.uapi import Cmd, MapType
 from bpfunit.coverage.model import Model
-from bpfunit.coverage.probes import Kind, Probe
+from bpfunit.coverage.probes import Probe, ProbePoint
 from bpfunit.coverage.recorder import CoverageRecorder
 from bpfunit.errors import BpfunitError
 from bpfunit.explorer import facts as kinds
@@ -384,7 +384,7 @@ def _dead(model: Model | None, sites: Sequence[kinds.Site]) -> frozenset[tuple[i
     for number, site in enumerate(sites):
         if site.kind != kinds.BRANCH:
             continue
-        for kind, taken in ((Kind.TAKEN, True), (Kind.FALL, False)):
+        for kind, taken in ((ProbePoint.TAKEN, True), (ProbePoint.FALL, False)):
             probe = model.probe_numbers.get(Probe(kind, site.block))
             if probe in model.dead:
                 found.add((number, taken))
