@@ -3,8 +3,9 @@
  * The inner loop of bpfunit.explore(): an input at a time, from maps as they were at the load, and
  * what the recording pass of bpfunit/explorer/recorder.py saw of it.
  *
- * Inputs and outcomes are byte strings in the layout of bpfunit/explorer/wire.py, so that the search
- * may run in another machine than the kernel. The structures are mirrored in bpfunit/_native.
+ * Inputs and outcomes are byte strings in the layout of bpfunit/explorer/wire.py, so that the
+ * search may run in another machine than the kernel. The structures are mirrored in
+ * bpfunit/_native.
  */
 #include <errno.h>
 #include <linux/bpf.h>
