@@ -72,6 +72,14 @@ def assert_nothing_is_left(pytester: pytest.Pytester, processes: list[psutil.Pro
     wait_for("directories removed", lambda: not list(pytester.path.glob("bpfunit-*")), 10)
 
 
+def test_a_qemu_that_does_not_start_is_told_in_its_own_words(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_one(): pass")
+    result = run_in_guest(pytester, "--guest-qemu-arg=-no-such-option", "--guest-restarts=0")
+    assert result.ret == 70
+    result.stdout.fnmatch_lines(["*QEMU did not start: *-no-such-option: invalid option*"])
+    assert "Traceback" not in result.stdout.str() + result.stderr.str()
+
+
 def test_panic_out_of_memory_and_endless_test_are_named_and_the_rest_runs(
     pytester: pytest.Pytester,
 ) -> None:

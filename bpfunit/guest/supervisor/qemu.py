@@ -84,7 +84,8 @@ class Qemu:
             end.close()
         self.io, self.report, self.monitor = ours["IO"], ours["REPORT"], ours["MONITOR"]
         self._answers = self.monitor.makefile("r")
-        self.monitor.sendall(b'{"execute":"qmp_capabilities"}\n')
+        with contextlib.suppress(ConnectionError):  # it ended at once, as its status tells
+            self.monitor.sendall(b'{"execute":"qmp_capabilities"}\n')
 
     def status(self) -> int | None:
         """Return with which status it ended, negative for a signal; None while it runs."""

@@ -143,7 +143,8 @@ class Snapshots:
         self._qemu.report.setblocking(False)
         try:
             while not self._ended():
-                with contextlib.suppress(BlockingIOError):
+                # a reset is QEMU's end, which its status tells
+                with contextlib.suppress(BlockingIOError, ConnectionError):
                     self._reports += self._qemu.report.recv(_CHUNK)
                 line, end, rest = self._reports.partition(b"\n")
                 if end:
@@ -151,7 +152,9 @@ class Snapshots:
                     if line.startswith(word.encode()):
                         return time.monotonic(), float(line.split()[1])
                 elif self._qemu.status() is not None or time.monotonic() > deadline:
-                    last = console.read_bytes().decode(errors="replace").splitlines()[-5:]
+                    # QEMU may have ended before it made the file
+                    said = console.read_bytes() if console.exists() else b""
+                    last = said.decode(errors="replace").splitlines()[-5:]
                     raise SnapshotError("the guest for it did not get ready: " + " | ".join(last))
                 else:
                     self._serve(0.01)

@@ -156,8 +156,8 @@ class Supervisor:
                     self._stop()
                 elif key.fileobj is self._qemu.report:
                     self._read_reports()
-                elif key.fileobj is self._qemu.monitor and not self._qemu.monitor.recv(_CHUNK):
-                    self._selector.unregister(self._qemu.monitor)
+                elif key.fileobj is self._qemu.monitor:
+                    self._read_monitor()
             self._check_time()
             if (status := self._qemu.status()) is not None:
                 self._qemu_ended(status)
@@ -188,6 +188,15 @@ class Supervisor:
         if not data:
             self._end("closed", "the controller closed the stream")
         self._to_guest += data
+
+    def _read_monitor(self) -> None:
+        """Read what QEMU says unasked, which is nothing that we need, up to its end."""
+        try:
+            data = self._qemu.monitor.recv(_CHUNK)
+        except ConnectionResetError:  # it ended with a request unread
+            data = b""
+        if not data:
+            self._selector.unregister(self._qemu.monitor)
 
     def _serve_guest(self, events: int) -> None:
         if events & selectors.EVENT_WRITE:
