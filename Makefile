@@ -33,7 +33,7 @@ KERNEL_ARGS := $(foreach kernel,$(KERNELS),--kernel $(kernel))
 OBJECT_ARGS := $(if $(OBJECT),--bpf-object $(abspath $(OBJECT)))
 
 .DELETE_ON_ERROR:
-.PHONY: help vmtest test test-long fresh check bench coverage stacks mutants docs findings kmod bpf clean setup setup-test
+.PHONY: help vmtest test test-long fresh check bench coverage facts stacks mutants docs findings kmod bpf clean setup setup-test
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -80,6 +80,9 @@ bench: bpf ## what each path of the hook costs, instruction-exact, on KERNELS
 coverage: bpf ## branch coverage of the hook by its tests; HTML in build/coverage
 	$(Q)$(PYTEST) $(KERNEL_ARGS) $(OBJECT_ARGS) tests/hook --bpf-cov \
 		--bpf-cov-report=term-missing --bpf-cov-report=html:build/coverage $(PYTEST_ARGS)
+
+facts: bpf ## measure docs/kernel-facts.md anew on KERNELS, one after another
+	$(Q)PATH="$(BIN):$$PATH" $(BIN)/python -m tests.facts $(KERNELS)
 
 stacks: bpf ## every libbpf and every compiler of Debian's suites, unpacked into the cache: a table
 	$(Q)PATH="$(BIN):$$PATH" $(BIN)/python -m tests.stacks --kernel $(firstword $(KERNELS))

@@ -1,0 +1,77 @@
+"""``make facts``: measure the facts on some kernels, one after another, and write the page."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from xml.etree import ElementTree
+
+from elftools.elf.elffile import ELFFile
+
+from bpfunit.kernels import load_catalogue
+
+from ..stacks.compilers import compilers
+from . import table
+
+_HERE = Path(__file__).resolve().parent
+_PROJECT = _HERE.parents[1]
+_RESULTS = _PROJECT / "build" / "facts.xml"
+
+
+def main(arguments: list[str]) -> int:
+    """Measure on the kernels that are named, or those of the table; return the exit code."""
+    columns, counts = table.read()
+    names = arguments or [*columns]
+    if names == ["all"]:
+        names = [entry.series for entry in load_catalogue().usable]
+    status = 0
+    for name in names:
+        measured = _measure(name)
+        if measured is None:
+            print(f"facts: {name}: a test failed; its column stays as it was", file=sys.stderr)
+            status = 1
+        else:
+            columns[table.series(measured.release)] = measured
+    counts = {one.name: _instructions(one.hook) for one in compilers()}
+    table.write(columns, counts)
+    return status
+
+
+def _measure(kernel: str) -> table.Column | None:
+    _RESULTS.parent.mkdir(exist_ok=True)
+    _RESULTS.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pytest", "-q", "--kernel", kernel, str(_HERE)]
+    command += [
+        "--guest-env",
+        f"{table.MEASURE}=1",
+        f"--junitxml={_RESULTS}",
+        "-p",
+        "no:cacheprovider",
+    ]
+    if subprocess.run(command, cwd=_PROJECT, check=False).returncode:
+        return None
+    column = None
+    for one in ElementTree.parse(_RESULTS).iter("property"):
+        if one.get("name") != "facts":
+            continue
+        said = json.loads(one.get("value") or "")
+        if column is None:
+            column = table.Column(said["release"], time.strftime("%Y-%m-%d"))
+        for name, rows in said["facts"].items():
+            column.facts.setdefault(name, {}).update(rows)
+    return column
+
+
+def _instructions(hook: Path) -> int:
+    """Return how many instruction slots the program on connect4 of an object has."""
+    with hook.open("rb") as file:
+        elf = ELFFile(file)
+        size: int = elf.get_section_by_name("cgroup/connect4")["sh_size"]
+    return size // 8
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,51 @@
+"""The fixture by which a test says facts."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from . import table
+
+
+class Facts:
+    """What a test says of the running kernel."""
+
+    def __init__(self) -> None:
+        self.said: dict[str, dict[str, str]] = {}
+
+    def say(self, name: str, row: str, value: str) -> None:
+        """Say one fact: the cell of a row of a table."""
+        assert name in table.TABLES, f"{name!r} is no table of the page"
+        self.said.setdefault(name, {})[row] = value
+
+
+@pytest.fixture
+def facts(record_property: pytest.Function) -> Iterator[Facts]:
+    """Gather facts; at the end of the test they are those of the table, or are handed on to it."""
+    release = os.uname().release
+    gathered = Facts()
+    yield gathered
+    if not gathered.said:
+        return  # the test failed before it had something to say
+    if os.environ.get(table.MEASURE):
+        record_property("facts", json.dumps({"release": release, "facts": gathered.said}))  # type: ignore[operator]
+        return
+    columns, _ = table.read()
+    column = columns.get(table.series(release))
+    if column is None:
+        pytest.skip(
+            f"no facts of {table.series(release)} are committed: make facts KERNELS={release}"
+        )
+    differ = [
+        f"{name}, {row}: measured on {column.release}: {column.facts.get(name, {}).get(row)!r},"
+        f" now on {release}: {value!r}"
+        for name, rows in gathered.said.items()
+        for row, value in rows.items()
+        if column.facts.get(name, {}).get(row) != value
+    ]
+    if differ:
+        pytest.fail("\n".join([*differ, "if the kernel is right: make facts"]), pytrace=False)
