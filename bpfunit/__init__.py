@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from bpfunit._sys.sockets import tcp_pair
 from bpfunit.engines import NotApplicableError
 from bpfunit.errors import BpfunitError, FieldError, FieldValueError, NotFoundError, SyscallError
 from bpfunit.objects.logs import LogLine
@@ -74,6 +75,7 @@ __all__ = [
     "load",
     "load_types",
     "port",
+    "tcp_pair",
 ]
 
 

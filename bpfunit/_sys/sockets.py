@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -100,3 +102,23 @@ def recvmsg(fd: int, flags: int) -> tuple[int, bytes]:
 def protocol(sock: socket.socket) -> int:
     """Return the protocol that a socket has, also where it was made with 0 for the default."""
     return sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL)
+
+
+@contextmanager
+def tcp_pair(family: int = socket.AF_INET) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Give two TCP sockets connected over loopback, for the time of the block.
+
+    Args:
+        family: AF_INET or AF_INET6.
+
+    Yields:
+        The one that connected, and the one that was accepted.
+    """
+    loopback = "::1" if family == socket.AF_INET6 else "127.0.0.1"
+    with socket.socket(family) as client, socket.socket(family) as listener:
+        listener.bind((loopback, 0))
+        listener.listen(1)
+        client.connect(listener.getsockname())
+        server, _ = listener.accept()
+        with server:
+            yield client, server

@@ -95,9 +95,11 @@ class TestRunEngine:
 
 def _refused(program: ProgramRef, request: Request, attr: TestRunAttr, error: int) -> SyscallError:
     if error == errno.ENOSPC and request.data and attr.data_size_out > request.data_size_out:
-        grown = attr.data_size_out - len(request.data)
+        before, after = program.type.headers
+        size = attr.data_size_out - after
+        grown = size - (len(request.data) - before)
         hint = (
-            f"the packet has {attr.data_size_out} bytes after the run, {grown} more than before:"
+            f"the packet has {size} bytes after the run, {grown} more than before:"
             f" say headroom={grown}"
         )
     else:

@@ -125,6 +125,7 @@ class ProgramType:
         verdicts: names of return values.
         hints: what the errno of a refused test run says for this type.
         compared: bytes of the context that a run can change; None for all.
+        headers: bytes in front of the data that a run of the module takes, and of what it answers.
         answer_size: bytes of ``data_out`` that a run of the module answers with.
         socket_fields: where the context speaks of a socket.
         program_class: the subclass of ``Program``; None for the one that any type can be run by.
@@ -144,6 +145,7 @@ class ProgramType:
     verdicts: Mapping[int, str] = {}
     hints: Mapping[int, str] = {}
     compared: int | None = None
+    headers: tuple[int, int] = (0, 0)
     answer_size: int = 0
     socket_fields: SocketFields | None = None
     program_class: type[Any] | None = None

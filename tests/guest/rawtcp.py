@@ -68,16 +68,22 @@ class SockMap(Descriptor):
     def attach(self, prog_fd: int, attach_type: int) -> None:
         """Attach a program to the map, for as long as the map lives."""
 
-        class Attr(ctypes.Structure):
-            _fields_ = (
-                ("target_fd", ctypes.c_uint32),
-                ("attach_bpf_fd", ctypes.c_uint32),
-                ("attach_type", ctypes.c_uint32),
-                ("attach_flags", ctypes.c_uint32),
-            )
+        attach_to_map(self.fd, prog_fd, attach_type)
 
-        attr = Attr(self.fd, prog_fd, attach_type, 0)
-        bpf.call_checked("attach to sockmap", Cmd.PROG_ATTACH, attr)
+
+def attach_to_map(map_fd: int, prog_fd: int, attach_type: int) -> None:
+    """Attach a program to a sockmap, for as long as the map lives."""
+
+    class Attr(ctypes.Structure):
+        _fields_ = (
+            ("target_fd", ctypes.c_uint32),
+            ("attach_bpf_fd", ctypes.c_uint32),
+            ("attach_type", ctypes.c_uint32),
+            ("attach_flags", ctypes.c_uint32),
+        )
+
+    attr = Attr(map_fd, prog_fd, attach_type, 0)
+    bpf.call_checked("attach to sockmap", Cmd.PROG_ATTACH, attr)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from .rawtcp import SockMap, tcp_pair
 pytestmark = pytest.mark.guest
 
 PARSER, VERDICT = 1, 2
-DROP, PASS, REDIRECT = range(3)
+DROP, PASS, REDIRECT, PARSED = range(4)
 RESULT = struct.Struct("=iIIIIIQQ")
 PULL, LOAD_BYTES, STORE_BYTES, CHANGE_TAIL, CHANGE_HEAD = 39, 26, 9, 38, 43
 REDIRECT_MAP, REDIRECT_HASH = 52, 72
@@ -268,7 +268,7 @@ def test_a_redirection_by_hash_names_its_target() -> None:
 def test_a_parser_answers_with_a_length(returned: int) -> None:
     with tcp_pair() as (_, server), Program([asm.mov_imm(0, returned), asm.exit_()]) as program:
         outcome = program.receive(server, b"hello world", PARSER)
-        assert (outcome.retval, outcome.verdict) == (returned & 0xFFFFFFFF, 0)
+        assert (outcome.retval, outcome.verdict) == (returned & 0xFFFFFFFF, PARSED)
 
 
 def test_a_program_is_run_as_what_it_was_loaded_for() -> None:

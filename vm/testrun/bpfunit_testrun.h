@@ -107,12 +107,13 @@ enum bpfunit_sk_skb_verdict {
 	BPFUNIT_SK_SKB_DROP,
 	BPFUNIT_SK_SKB_PASS,
 	BPFUNIT_SK_SKB_REDIRECT,
+	BPFUNIT_SK_SKB_PARSED, /* by a parser: retval is a length, or a negative errno */
 };
 
 /* In data_out; the bytes follow. */
 struct bpfunit_sk_skb_result {
 	__s32 err; /* 0: nobody is told */
-	__u32 verdict; /* enum bpfunit_sk_skb_verdict; 0 for a parser, whose retval is a length */
+	__u32 verdict; /* enum bpfunit_sk_skb_verdict */
 	__u32 size; /* bytes that follow */
 	__u32 ingress; /* 1: redirected to the receive queue of the target */
 	__u32 priority;

@@ -91,9 +91,9 @@ static void judge(struct run *run)
 	result->size = run->skb->len;
 	result->priority = run->skb->priority;
 	result->tc_index = skb_tc_index(run->skb);
-	if (run->in.hook == BPFUNIT_SK_SKB_PARSER)
-		return;
-	if (run->retval != SK_PASS) {
+	if (run->in.hook == BPFUNIT_SK_SKB_PARSER) {
+		result->verdict = BPFUNIT_SK_SKB_PARSED;
+	} else if (run->retval != SK_PASS) {
 		result->verdict = BPFUNIT_SK_SKB_DROP;
 	} else if (!target) {
 		result->verdict = BPFUNIT_SK_SKB_PASS;
