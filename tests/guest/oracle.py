@@ -14,6 +14,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import bpfunit
 from bpfunit import engines
@@ -69,7 +70,8 @@ class Case:
         """Yield this case with one value fewer, for every value that it can do without."""
         for field in fields(self)[6:]:
             if getattr(self, field.name) != field.default:
-                yield replace(self, **{field.name: field.default})
+                plain: dict[str, Any] = {field.name: field.default}
+                yield replace(self, **plain)
         if self.port != 80:
             yield replace(self, port=80)
 
@@ -82,7 +84,7 @@ def _address(chance: random.Random, family: int) -> bytes:
     return chance.randbytes(4 if family == socket.AF_INET else 16)
 
 
-def make_case(program: bpfunit.Program, seed: int) -> Case:
+def make_case(program: bpfunit.SockAddrProgram, seed: int) -> Case:
     """Return the case of a seed for a program of the oracle."""
     chance = random.Random(program.attach_type << 32 | seed)
     hook = program.hook

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -34,13 +34,16 @@ ALLOW = [asm.mov_imm(0, 1), asm.exit_()]
 RESULT_SIZE = 4  # sizeof(struct bpfunit_result) of vm/testrun/bpfunit_testrun.h
 
 
+Opened = TypeVar("Opened", bound="Descriptor")
+
+
 class Descriptor:
     """A file descriptor that closes with its ``with`` block."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
 
-    def __enter__(self) -> Descriptor:
+    def __enter__(self: Opened) -> Opened:
         return self
 
     def __exit__(
@@ -74,9 +77,6 @@ class Answer:
         return int.from_bytes(self.data[:RESULT_SIZE], "little", signed=True)
 
 
-Program = TypeVar("Program", bound="TypedProgram")
-
-
 class TypedProgram(Descriptor):
     """A program of raw instructions, of any type.
 
@@ -91,9 +91,6 @@ class TypedProgram(Descriptor):
         super().__init__(fd)
         self.attach_type = attach_type
 
-    def __enter__(self: Program) -> Program:
-        return self
-
     def request(
         self,
         ctx: bytes | None = None,
@@ -101,7 +98,7 @@ class TypedProgram(Descriptor):
         *,
         ctx_room: int = 256,
         data_room: int = RESULT_SIZE,
-        **fields: int,
+        **fields: Any,
     ) -> Answer:
         """Ask for a test run; ``fields`` are further fields of the request, as they are.
 
@@ -139,7 +136,7 @@ class TypedProgram(Descriptor):
             )
         return self.last
 
-    def refuses(self, expected: int, *args: bytes | None, **fields: int) -> None:
+    def refuses(self, expected: int, *args: bytes | None, **fields: Any) -> None:
         """Assert that a request fails with this errno."""
         with pytest.raises(SyscallError) as refused:
             self.request(*args, **fields)
@@ -170,7 +167,7 @@ class RawProgram(TypedProgram):
         return craft(HOOKS[self.attach_type], **crafted)  # type: ignore[arg-type]
 
     def run(
-        self, ctx: BpfSockAddr | bytes | None, *, out_size: int = SOCK_ADDR_SIZE, **fields: int
+        self, ctx: BpfSockAddr | bytes | None, *, out_size: int = SOCK_ADDR_SIZE, **fields: Any
     ) -> Run:
         """Run with ``ctx``; ``fields`` are further fields of the request, as they are.
 
@@ -194,9 +191,6 @@ class Cells(Descriptor):
     def __init__(self, count: int = 32) -> None:
         self.count = count
         super().__init__(bpf.map_create("cells", MapType.ARRAY, 4, 4 * count, 1))
-
-    def __enter__(self) -> Cells:
-        return self
 
     def read(self) -> tuple[int, ...]:
         """Return all cells as unsigned numbers of this machine."""

@@ -113,8 +113,8 @@ def test_a_program_that_no_test_run_exists_for_says_so(tmp_path: Path) -> None:
     source.write_text(OTHER)
     target = tmp_path / "other.o"
     include = ["-idirafter", "/usr/include/x86_64-linux-gnu"]
-    command = ["clang", "-target", "bpf", "-O2", "-g", *include, "-c", source, "-o", target]
-    subprocess.run(command, check=True, timeout=300)
+    command: list[str | Path] = ["clang", "-target", "bpf", "-O2", "-g", *include]
+    subprocess.run([*command, "-c", source, "-o", target], check=True, timeout=300)
     assert "this kernel has no test run for the program's type" in ask(target, "reads")["error"]
     error = ask(target, "reads", dst="10.96.0.1:80")["error"]
     assert "an address is crafted for cgroup_sock_addr programs, this is cgroup_sysctl" in error
@@ -124,8 +124,8 @@ def test_an_object_without_btf_says_how_to_compile_it(tmp_path: Path) -> None:
     source = Path(__file__).parent / "bpf" / "api.bpf.c"
     target = tmp_path / "plain.o"
     include = ["-idirafter", "/usr/include/x86_64-linux-gnu"]
-    command = ["clang", "-target", "bpf", "-mcpu=v3", "-O2", *include, "-c", source, "-o", target]
-    subprocess.run(command, check=True, timeout=300)
+    command: list[str | Path] = ["clang", "-target", "bpf", "-mcpu=v3", "-O2", *include]
+    subprocess.run([*command, "-c", source, "-o", target], check=True, timeout=300)
     assert "-g" in ask(target, "redirect4", dst="10.96.0.1:80")["error"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -37,10 +38,10 @@ class Tampered:
     name = "testrun"
     is_test_run = True
 
-    def __init__(self, **changes: object) -> None:
+    def __init__(self, **changes: Any) -> None:
         self._real, self._changes = engines.get("testrun"), changes
 
-    def run(self, program: bpfunit.Program, request: Request) -> RawOutcome:
+    def run(self, program: engines.ProgramRef, request: Request) -> RawOutcome:
         return self._real.run(program, request)._replace(**self._changes)
 
 

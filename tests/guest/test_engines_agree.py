@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import pytest
 
-import bpfunit
 from bpfunit import Object, engines, ip4, port
 from bpfunit.engines import RawOutcome, Request
 from bpfunit.engines.both import EnginesDisagreeError
@@ -107,7 +106,7 @@ class Meddling:
     def __init__(self, obj: Object) -> None:
         self._real, self._map = engines.get("testrun"), obj.maps.entries
 
-    def run(self, program: bpfunit.Program, request: Request) -> RawOutcome:
+    def run(self, program: engines.ProgramRef, request: Request) -> RawOutcome:
         outcome = self._real.run(program, request)
         self._map[1234] = 7
         return outcome
@@ -131,7 +130,7 @@ def test_value_is_compared_though_its_key_is_chance(load: Load, monkeypatch: pyt
         name = "testrun"
         is_test_run = True
 
-        def run(self, program: bpfunit.Program, request: Request) -> RawOutcome:
+        def run(self, program: engines.ProgramRef, request: Request) -> RawOutcome:
             outcome = real.run(program, request)
             for key in obj.maps.reverse:
                 obj.maps.reverse[key] = {"ip": ip4("10.96.0.2"), "port": port(80)}

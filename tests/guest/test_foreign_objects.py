@@ -224,9 +224,9 @@ def test_sockmap_lists_the_sockets_that_are_in_it(maptypes: Object) -> None:
 
 
 def test_map_that_is_called_as_a_method_is_found(maptypes: Object) -> None:
-    maptypes.maps.items[1] = {"flag": 1, "_anonymous0": ip4("10.0.0.9")}
+    maptypes.maps.items[1] = {"flag": 1, "_anonymous0": ip4("10.0.0.9")}  # type: ignore[index]
     assert maptypes.programs.visit.run("10.1.1.1:80").dst == "10.0.0.9:80"
-    maptypes.maps.get[2] = {}
+    maptypes.maps.get[2] = {}  # type: ignore[index]
     maptypes.maps._items[3] = {}
     maptypes.maps["keys"][4] = {}
     assert [list(maptypes.maps[name]) for name in ("items", "get", "_items", "keys")] == [
@@ -355,7 +355,7 @@ def test_struct_ops_with_some_of_the_kernels_members_loads(bpf_load: Load) -> No
 @pytest.mark.parametrize("clang", CLANGS)
 def test_stripped_objects_of_every_compiler_run(bpf_load: Load, clang: str) -> None:
     obj = bpf_load(stripped(compiled("maptypes", clang=clang)))
-    obj.maps.items[1] = {"flag": 1, "_anonymous0": ip4("10.0.0.9")}
+    obj.maps.items[1] = {"flag": 1, "_anonymous0": ip4("10.0.0.9")}  # type: ignore[index]
     assert obj.programs.visit.run("10.1.1.1:80").dst == "10.0.0.9:80"
 
 

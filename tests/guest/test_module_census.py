@@ -158,7 +158,7 @@ def connected(endpoint: Endpoint) -> Iterator[socket.socket]:
             sock.connect(
                 (endpoint.loopback, 1)
             )  # a port, though it means nothing: getpeername asks
-            sock.send(_ECHO[endpoint.family])
+            sock.send(_ECHO[socket.AddressFamily(endpoint.family)])
         yield sock
 
 

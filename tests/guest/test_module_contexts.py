@@ -26,7 +26,7 @@ sendmsg_types = pytest.mark.parametrize(
     "attach_type", [AttachType.CGROUP_UDP4_SENDMSG, AttachType.CGROUP_UDP6_SENDMSG], ids=str
 )
 
-ADDRESSES = {
+ADDRESSES: dict[int, tuple[str, str]] = {
     socket.AF_INET: ("10.1.2.3:4660", "10.9.8.7"),
     socket.AF_INET6: ("[fd00:1:2:3:4:5:6:7]:4660", "fd00::9"),
 }

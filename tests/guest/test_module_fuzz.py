@@ -83,7 +83,8 @@ def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert compiler, "build the fuzzer: no C compiler; install gcc"
     program = tmp_path_factory.mktemp("fuzz") / "testrun_fuzz"
     sources = sorted(SOURCES.glob("*.c"))
-    command = [compiler, "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-o", program, *sources]
+    command: list[str | Path] = [compiler, "-O2", "-Wall", "-Wextra", "-Werror", "-pthread"]
+    command += ["-o", program, *sources]
     built = subprocess.run(command, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
     return program
@@ -106,7 +107,7 @@ def kernel_log() -> Iterator[Callable[[], list[str]]]:
     os.lseek(fd, 0, os.SEEK_END)
 
     def read() -> list[str]:
-        lines = []
+        lines: list[str] = []
         while True:
             try:
                 record = os.read(fd, 8192)

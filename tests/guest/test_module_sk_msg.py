@@ -9,6 +9,7 @@ import socket
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -63,7 +64,7 @@ class Program(TypedProgram):
         super().__init__([asm.mov_reg(6, 1), *code], ProgType.SK_MSG, AttachType.SK_MSG_VERDICT)
 
     def send(
-        self, sock: socket.socket, payload: bytes, fragments: Sequence[int] = (), **more: int
+        self, sock: socket.socket, payload: bytes, fragments: Sequence[int] = (), **more: Any
     ) -> Message:
         """Run on a message."""
         flags = more.pop("flags_in", 0)
@@ -71,7 +72,8 @@ class Program(TypedProgram):
         answer = self.request(data=request, ctx_room=0, data_room=1 << 17, **more)
         fields = RESULT.unpack_from(answer.data)
         assert answer.data_size == RESULT.size + fields[2]
-        return Message(answer.retval, *fields, answer.data[RESULT.size : answer.data_size])
+        values: list[Any] = [*fields, answer.data[RESULT.size : answer.data_size]]
+        return Message(answer.retval, *values)
 
 
 def call(helper: int, *arguments: int) -> list[Insn]:

@@ -9,6 +9,7 @@ import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -90,14 +91,15 @@ class Program(TypedProgram):
         hook: int = VERDICT,
         linear: int = 0,
         priority: int = 0,
-        **more: int,
+        **more: Any,
     ) -> Outcome:
         """Run on data that came in."""
         data = request(payload, hook, linear, priority, sock=sock.fileno())
         answer = self.request(data=data, ctx_room=0, data_room=1 << 17, **more)
         fields = RESULT.unpack_from(answer.data)
         assert answer.data_size == RESULT.size + fields[2]
-        return Outcome(answer.retval, *fields, answer.data[RESULT.size : answer.data_size])
+        values: list[Any] = [*fields, answer.data[RESULT.size : answer.data_size]]
+        return Outcome(answer.retval, *values)
 
 
 def call(helper: int, *arguments: int) -> list[Insn]:

@@ -7,7 +7,7 @@ import errno
 import os
 import platform
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -258,7 +258,7 @@ def head(cookie: int = 0, **fields: int) -> bytes:
 
 
 @pytest.mark.parametrize("make", [kprobe, tracepoint])
-def test_a_cookie_is_the_programs(make: type[TypedProgram]) -> None:
+def test_a_cookie_is_the_programs(make: Callable[[Sequence[Insn]], TypedProgram]) -> None:
     try:
         program = make(
             [
@@ -276,7 +276,7 @@ def test_a_cookie_is_the_programs(make: type[TypedProgram]) -> None:
 
 
 @pytest.mark.parametrize("make", [kprobe, tracepoint])
-def test_wrong_heads_are_refused(make: type[TypedProgram]) -> None:
+def test_wrong_heads_are_refused(make: Callable[[Sequence[Insn]], TypedProgram]) -> None:
     with make(RETURN_0) as program:
         for bad in (
             head(sock=1),
@@ -292,7 +292,7 @@ def test_wrong_heads_are_refused(make: type[TypedProgram]) -> None:
 
 
 @pytest.mark.parametrize("make", [kprobe, tracepoint])
-def test_a_repeated_run_counts_each_time(make: type[TypedProgram]) -> None:
+def test_a_repeated_run_counts_each_time(make: Callable[[Sequence[Insn]], TypedProgram]) -> None:
     with Cells() as cells, make([*rawrun.count(cells), *RETURN_0]) as program:
         program.request(bytes(64), data_room=0, repeat=5000)
         assert cells.read()[0] == 5000

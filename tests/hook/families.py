@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,7 @@ class Family:
         return self.name
 
 
-_IPV4_ADDRESSES = {
+_IPV4_ADDRESSES: dict[str, Any] = {
     "vip": "10.96.0.1",
     "vip2": "10.96.0.2",
     "pods": ("10.244.1.11", "10.244.2.12", "10.244.3.13", "10.244.4.14", "10.244.5.15"),

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from enum import IntEnum
-from typing import Any
+from typing import Any, TypeAlias
 
 from bpfunit import ip, port
 
@@ -32,7 +32,7 @@ JOIN, LEAVE, DNS = 929, 930, 53
 SO_NETNS_COOKIE = 71
 
 Address = str
-Where = "tuple[Address, int]"
+Where: TypeAlias = "tuple[Address, int]"
 
 
 class Policy(IntEnum):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, field
 
 from bpfunit.coverage.data import CoverageData
@@ -51,7 +52,7 @@ class Source:
         *,
         key: str = "",
         mode: Mode = Mode.COUNTERS,
-        dead: set[int] = frozenset(),
+        dead: Set[int] = frozenset(),
     ) -> Model:
         """Return the model of the program as if loaded on ``kernel``."""
         code = self.code()

@@ -6,7 +6,7 @@ import collections
 import enum
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import execnet
 import pytest
@@ -26,6 +26,11 @@ class Number(enum.IntEnum):
 
 class Whole(int):
     """A subclass that is still a number, as those of numpy are."""
+
+
+class Two(NamedTuple):
+    a: int
+    b: Path
 
 
 class Odd:
@@ -57,7 +62,7 @@ def test_what_the_channel_carries_is_left_as_it_is(value: object):
         (Whole(7), 7),
         ("\udc80", "\\udc80"),
         (collections.OrderedDict(a=Path("x")), {"a": "x"}),
-        (collections.namedtuple("Two", "a b")(1, Path("x")), (1, "x")),
+        (Two(1, Path("x")), (1, "x")),
         (Odd(), "<Odd without a text: SystemExit>"),
         ({Path("k"): [object]}, {"k": ["<class 'object'>"]}),
     ],

@@ -15,7 +15,6 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from bpfunit.cli import app
-from bpfunit.cli import kernels as kernels_command
 from bpfunit.cli._common import human_size
 from bpfunit.cli._objects import is_bpf_object
 from bpfunit.cli._values import (
@@ -52,8 +51,8 @@ def project(tmp_path: Path) -> Path:
     source.write_text(SOURCE)
     include = ["-idirafter", "/usr/include/x86_64-linux-gnu"]
     target = tmp_path / "build" / "prog.bpf.o"
-    command = ["clang", "-target", "bpf", "-O2", "-g", *include, "-c", source, "-o", target]
-    subprocess.run(command, check=True, timeout=60)
+    command: list[str | Path] = ["clang", "-target", "bpf", "-O2", "-g", *include]
+    subprocess.run([*command, "-c", source, "-o", target], check=True, timeout=60)
     return tmp_path
 
 
@@ -272,7 +271,7 @@ def test_update_tells_by_its_exit_code_that_pins_have_moved(
         written.append(write)
         return changes
 
-    monkeypatch.setattr(kernels_command.kernels, "update_pins", update_pins)
+    monkeypatch.setattr("bpfunit.cli.kernels.kernels.update_pins", update_pins)
     result = invoke("kernels", "update", "--dry-run")
     assert (result.exit_code, written) == (1, [False])
     assert "6.12.1-amd64 → 6.12.2-amd64" in result.output

@@ -65,7 +65,7 @@ def tools_without(directory: Path, *absent: str) -> str:
     return str(directory)
 
 
-def doctor(**environment: str) -> tuple[int, dict[str, dict[str, str]], dict[str, Any]]:
+def doctor(**environment: Any) -> tuple[int, dict[str, dict[str, str]], dict[str, Any]]:
     """Return the doctor's exit code, its findings by name, and the whole document."""
     done = run(["doctor", "--json"], **environment)
     document = json.loads(done.stdout)

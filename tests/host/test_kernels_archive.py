@@ -84,7 +84,8 @@ def test_a_kernel_is_unpacked_as_vng_and_kbuild_want_it(archive, kernels_dir):
     assert sorted(path.name for path in (common / "arch").iterdir()) == ["x86"]
     assert (modules / "source").resolve() == common
     assert (modules / "build").resolve() == kernel.headers
-    made = subprocess.run(["make", "-s", "-C", kernel.headers, "where"], capture_output=True)
+    where = ["make", "-s", "-C", str(kernel.headers), "where"]
+    made = subprocess.run(where, capture_output=True)
     assert made.stdout.decode() == f"common: {kernel.headers}\n", made.stderr
 
 
@@ -92,6 +93,7 @@ def test_a_kernel_in_pieces_is_put_together(archive):
     archive.add_split_kernel(SPLIT, "7.3.4-1")
     archive.publish()
     kernel = resolve("7.3")
+    assert kernel.modules_root is not None
     assert kernel.image.read_text() == f"image of {SPLIT}"
     assert kernel.headers is None
     assert (kernel.modules_root / "lib/modules" / SPLIT / "kernel/net/README").is_file()
@@ -183,6 +185,7 @@ def test_a_vanished_pin_becomes_the_newest_release_with_headers_and_says_so(arch
     shutil.rmtree(archive.root)
     assert resolve("6.12") == kernel
     status = inventory()[0]
+    assert status.record is not None
     assert (status.substitute, status.record.release) == (True, NEW)
 
 
@@ -238,6 +241,7 @@ def test_an_image_without_linux_base_still_unpacks(archive):
     archive.drop("linux-base-")
     archive.publish()
     kernel = resolve("7.3")
+    assert kernel.modules_root is not None
     assert (kernel.modules_root / "lib/modules" / SPLIT / "modules.builtin").read_text() == ""
 
 
@@ -248,7 +252,9 @@ def test_an_exact_release_that_is_not_pinned_is_found(archive):
     kernel = resolve(NEW)
     assert (kernel.release, kernel.headers, kernel.note) == (NEW, None, "")
     assert resolve("6.12.10+deb12") == kernel
-    assert inventory()[-1].record.release == NEW
+    record = inventory()[-1].record
+    assert record is not None
+    assert record.release == NEW
 
 
 @pytest.mark.parametrize("spec", ["6.13", "6.12.99-amd64", "nonsense", "7"])
@@ -345,7 +351,9 @@ def test_one_failing_kernel_does_not_stop_the_others(archive):
     archive.publish()
     with pytest.raises(PinVanishedError, match=r"7\.3"):
         resolve_many("all")
-    assert inventory()[0].record.release == OLD
+    record = inventory()[0].record
+    assert record is not None
+    assert record.release == OLD
 
 
 def test_a_refused_kernel_says_why_and_all_leaves_it_out(archive, tmp_path):
@@ -393,6 +401,7 @@ def test_removing_frees_what_listing_counted(archive, kernels_dir):
     for path in made:
         path.mkdir(parents=True)
     freed = remove("6.12")
+    assert record is not None
     assert freed >= record.size > 0
     assert inventory()[0].record is None
     assert not any(path.exists() for path in made)

@@ -100,12 +100,13 @@ def test_a_compile_error_shows_the_line_in_the_users_file_and_the_log(kernel, so
     (source / "thing.c").write_text("int answer(void) { return nothing; }\n")
     with pytest.raises(ModuleBuildError) as error:
         module_for(kernel, source=source)
-    message = str(error.value)
+    message, log = str(error.value), error.value.log
+    assert log is not None
     assert f"{source}/thing.c:1:" in message
     assert "undeclared" in message
-    assert f"the whole log: {error.value.log}" in message
-    assert "In function" in error.value.log.read_text()
-    assert [path for path in (error.value.log.parent).iterdir() if path.is_dir()] == []
+    assert f"the whole log: {log}" in message
+    assert "In function" in log.read_text()
+    assert [path for path in log.parent.iterdir() if path.is_dir()] == []
 
 
 def test_a_warning_is_an_error_where_the_source_says_so(kernel, source):
@@ -176,6 +177,7 @@ def real_kernel(series: str) -> Kernel:
 @pytest.mark.parametrize("series", [entry.series for entry in ENTRIES])
 def test_a_real_kernel_is_complete(series):
     kernel = real_kernel(series)
+    assert kernel.modules_root is not None
     assert kernel.image.read_bytes()[0x202:0x206] == b"HdrS"
     # What a guest needs before it has any other file system.
     dependencies = kernel.modules_root / "lib/modules" / kernel.release / "modules.dep"
@@ -190,8 +192,11 @@ def test_a_real_kernel_is_complete(series):
 @pytest.mark.parametrize("series", [entry.series for entry in ENTRIES if entry.headers])
 def test_what_is_unpacked_lacks_no_symbol_that_the_network_needs(series):
     kernel = real_kernel(series)
+    assert kernel.headers is not None
+    assert kernel.modules_root is not None
     symbols = kernel.headers / "Module.symvers"
-    command = ["depmod", "-n", "-e", "-E", symbols, "-b", kernel.modules_root, kernel.release]
+    command: list[str | Path] = ["depmod", "-n", "-e", "-E", symbols]
+    command += ["-b", kernel.modules_root, kernel.release]
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
     result = subprocess.run(command, capture_output=True, text=True, env={"PATH": path})
     wanting = {word for word in result.stderr.split() if word.endswith((".ko", ".ko.xz"))}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,10 +110,13 @@ def test_compiled_header_is_kept_until_it_changes(
     header = tmp_path / "kept.h"
     header.write_text("struct kept { int one; };\n")
     load_types(header)
-    compiles = []
-    monkeypatch.setattr(
-        typefiles, "_compile", lambda *a, run=typefiles._compile: compiles.append(a) or run(*a)
-    )
+    compiles: list[object] = []
+
+    def compile_(*arguments: Any, run: Any = typefiles._compile) -> Any:
+        compiles.append(arguments)
+        return run(*arguments)
+
+    monkeypatch.setattr(typefiles, "_compile", compile_)
     sources._types_of_file.cache_clear()
     load_types(header)
     assert not compiles

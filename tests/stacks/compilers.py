@@ -101,7 +101,8 @@ def _compiler(name: str, suite: str, wrapper: Path) -> Compiler:
     said = subprocess.run([wrapper, "--version"], capture_output=True, text=True, check=True)
     # below bpf/build, where the project's own objects are
     build = f"build/{name}"
-    make = ["make", "-s", "-B", "-C", _PROJECT / "bpf", f"BUILD={build}", f"CLANG={wrapper}"]
+    place = str(_PROJECT / "bpf")
+    make = ["make", "-s", "-B", "-C", place, f"BUILD={build}", f"CLANG={wrapper}"]
     subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
     version = re.search(r"version (\S+)", said.stdout)
     assert version, said.stdout

@@ -93,7 +93,7 @@ def _build(index: SuiteIndex, package: Package, directory: Path) -> None:
     source, target = directory / "source", directory / "built"
     source.mkdir()
     target.mkdir()
-    unpack = ["tar", "-xf", archive, "--strip-components=1", "-C", source]
+    unpack: list[str | Path] = ["tar", "-xf", archive, "--strip-components=1", "-C", source]
     subprocess.run(unpack, check=True)
     version = package.version.rpartition(":")[2].partition("-")[0]
     file = target / f"libbpf.so.{version}"

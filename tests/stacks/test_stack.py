@@ -194,10 +194,10 @@ def test_coverage_reaches_every_program_and_every_reachable_branch(
             obj.programs.filter.run(data=data)
     assert recorder.refused == {}
     assert sorted(model.program for model in recorder.models()) == ["decide", "deny", "filter"]
-    data = CoverageData()
+    gathered = CoverageData()
     taken = payload(recorder.models(), {}, os.uname().release, recorder.take())
-    data.add_payload("test", taken)
-    found = grand_total(merge_sources(data).values())
+    gathered.add_payload("test", taken)
+    found = grand_total(merge_sources(gathered).values())
     assert found.outcomes > 6
     # a full ring buffer is the one thing that nothing here brings about
     assert found.outcomes_missed <= 1
