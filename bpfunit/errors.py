@@ -50,7 +50,10 @@ class SyscallError(BpfunitError, OSError):
     def __init__(self, operation: str, errno: int, hint: str = "") -> None:
         name = "ENOTSUPP" if errno == ENOTSUPP else _errno.errorcode.get(errno, str(errno))
         text = "operation not supported by this kernel" if errno == ENOTSUPP else os.strerror(errno)
-        message = f"{operation}: {name} ({text.lower()})"
+        described = f"{name} ({text.lower()})"
+        if name == str(errno):  # none of the system's, of which libc says no more than that
+            described = f"error {errno}"
+        message = f"{operation}: {described}"
         OSError.__init__(self, errno, f"{message}; {hint}" if hint else message)
         self.operation = operation
         self.hint = hint

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bpfunit._sys import bpf, libc
@@ -14,10 +16,11 @@ from bpfunit._sys.uapi import Cmd
 from bpfunit.errors import BpfunitError, SyscallError
 
 _ALLOW_MULTI = 1 << 1  # BPF_F_ALLOW_MULTI
+_LEAVE_S = 2  # for tasks that end; takes milliseconds
 
 
 class CgroupError(BpfunitError):
-    """There is no cgroup v2 hierarchy to work in."""
+    """There is no cgroup v2 hierarchy to work in, or a cgroup of ours is not free to go."""
 
 
 class _AttachAttr(ctypes.Structure):
@@ -108,14 +111,19 @@ class Cgroup:
                 self.detach(fd, attach_type)
 
     def close(self) -> None:
-        """Move out whoever is inside and remove the cgroup; a second call does nothing."""
+        """Move out whoever is inside and remove the cgroup; a second call does nothing.
+
+        Raises:
+            CgroupError: it cannot be removed, for lack of who would have to leave it.
+        """
         if self.fd < 0:
             return
         os.close(self.fd)
         self.fd = -1
         for pid in (self.path / "cgroup.procs").read_text(encoding="ascii").split():
-            (self._home / "cgroup.procs").write_text(pid, encoding="ascii")
-        self.path.rmdir()
+            with suppress(ProcessLookupError):  # it has ended since
+                (self._home / "cgroup.procs").write_text(pid, encoding="ascii")
+        _remove(self.path)
         if self._mounted is not None:
             libc.umount(str(self._mounted))
             self._mounted.rmdir()
@@ -135,6 +143,23 @@ def _current_cgroup() -> str:
         if line.startswith("0::"):
             return line[3:]
     return "/"
+
+
+def _remove(path: Path) -> None:
+    """Remove a cgroup; the kernel counts one as busy until the last task has left it for good."""
+    deadline = time.monotonic() + _LEAVE_S
+    while True:
+        try:
+            return path.rmdir()
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            if time.monotonic() > deadline:
+                raise CgroupError(
+                    f"remove cgroup {path}: still busy after {_LEAVE_S} seconds; it has processes"
+                    " or cgroups of its own that a test has to end first"
+                ) from None
+        time.sleep(0.01)
 
 
 def _mount() -> Path:

@@ -14,6 +14,7 @@ from bpfunit.cli import _values
 from bpfunit.cli._common import EXIT_CODES_HELP, ExitCode, err, out, print_json
 from bpfunit.cli._guest import GuestEnv, ask_guest, variables
 from bpfunit.errors import BpfunitError
+from bpfunit.guest.environment import require_visible
 
 EPILOG = (
     "Examples:\n\n"
@@ -107,6 +108,9 @@ def run(
         raise typer.BadParameter(f"expected stream, dgram or raw, found {type_}", param_hint="type")
     if not object_.is_file():
         raise typer.BadParameter(f"no file {object_}; build it first", param_hint="OBJECT")
+    require_visible("the object", object_)
+    for path in types or ():
+        require_visible("a file with types", path)
     try:
         request = {
             "object": str(object_.resolve()),

@@ -121,6 +121,11 @@ _SAID: tuple[tuple[str, str], ...] = (
         " at /proc/config.gz",
     ),
     (r"BTF is required", "compile it with clang -g"),
+    (
+        r"endianness mismatch",
+        "it is compiled for machines of the other byte order: -target bpf takes that of the machine"
+        " that compiles, -target bpfel and bpfeb are little and big",
+    ),
 )
 # enum libbpf_errno of libbpf.h, from 4000
 _LIBBPF_ERRORS = (

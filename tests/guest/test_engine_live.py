@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import threading
 from collections.abc import Callable
 
 import pytest
 
 import bpfunit
 from bpfunit import NotApplicableError, engines, features
+from bpfunit._sys.cgroup import Cgroup, CgroupError
 from bpfunit.netns import NetworkNamespace
 
 from ..objects import compiled
@@ -204,3 +206,38 @@ def test_socket_with_another_peer_is_refused(oracle: bpfunit.Object):
             oracle.programs.getpeername4.run(ADDRESS[4], sock=sock)
         run = oracle.programs.getpeername4.run("127.0.0.1:9", sock=sock)
     assert run.retval == 1
+
+
+def test_a_cgroup_that_is_busy_for_a_moment_is_removed_all_the_same() -> None:
+    cgroup = Cgroup("busy")
+    below = cgroup.path / "below"
+    below.mkdir()  # the kernel says EBUSY until it is gone, as it does while a task ends
+    later = threading.Timer(0.3, below.rmdir)
+    later.start()
+    cgroup.close()
+    later.join()
+    assert not cgroup.path.exists()
+
+
+def test_a_cgroup_that_stays_busy_says_what_holds_it() -> None:
+    cgroup = Cgroup("held")
+    below = cgroup.path / "below"
+    below.mkdir()
+    with pytest.raises(
+        CgroupError, match="still busy after 2 seconds; it has processes or cgroups"
+    ):
+        cgroup.close()
+    below.rmdir()
+    cgroup.path.rmdir()
+
+
+def test_a_process_that_ends_while_its_cgroup_is_closed_does_not_matter() -> None:
+    for _ in range(20):
+        cgroup = Cgroup("ending")
+        child = os.fork()
+        if child == 0:
+            os.execvp("true", ["true"])
+        cgroup.enter(child)
+        cgroup.close()
+        assert not cgroup.path.exists()
+        os.waitpid(child, 0)

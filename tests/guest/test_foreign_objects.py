@@ -6,7 +6,8 @@ import ctypes
 import errno
 import os
 import socket
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ from bpfunit import (
     ip4,
     port,
 )
+from bpfunit._sys import bpf
+from bpfunit._sys.uapi import Cmd
 
 from ..objects import CLANGS, NEWEST, compiled, linked_halves, stripped
 
@@ -103,6 +106,19 @@ def test_array_of_megabytes_is_a_variable(variables: Object) -> None:
     assert (len(table), table[0], table[len(table) - 1]) == (1 << 19, 10, 1)
     variables.globals.table = {5: 1 << 40}
     assert variables.globals.table[5] == 1 << 40
+
+
+def test_section_with_a_lock_that_the_kernel_maps_for_nobody_is_read(bpf_load: Load) -> None:
+    obj = bpf_load(compiled("guarded"))
+    obj.programs.count.run("10.1.1.1:80")
+    obj.programs.count.run("10.1.1.1:80")
+    assert obj.globals.guarded == 2
+    assert obj.globals.beside == 10
+    obj.globals.beside = 40
+    obj.programs.count.run("10.1.1.1:80")
+    assert obj.globals.beside == 43
+    with pytest.raises(BpfunitError, match=r"its section \.data\.guarded holds .* locks"):
+        obj.globals.guarded = 1
 
 
 def test_list_of_globals_has_variables_only(variables: Object) -> None:
@@ -276,6 +292,12 @@ def test_map_that_user_space_may_not_read_says_so(maptypes: Object) -> None:
 # -- pinned maps
 
 
+class PinAttr(ctypes.Structure):
+    """What ``BPF_OBJ_PIN`` takes: the address of a path, and a descriptor (Linux 4.4)."""
+
+    _fields_ = [("pathname", ctypes.c_uint64), ("bpf_fd", ctypes.c_uint32)]
+
+
 @pytest.mark.parametrize("turn", [1, 2])
 def test_pinned_map_is_empty_in_every_load(bpf_load: Load, turn: int) -> None:
     for _ in range(2):
@@ -295,6 +317,31 @@ def test_pinned_map_is_shared_on_purpose_within_a_test(bpf_load: Load, turn: int
     two = bpf_load(compiled("pins", "OTHER"), pin_root=root)
     assert two.maps.backends[ip4("10.1.1.1")].port == turn
     assert two.programs.steer.run("10.1.1.1:80").dst == "10.0.0.9:80"
+
+
+@pytest.fixture(scope="module")
+def kept_pin() -> Iterator[Path]:
+    path = Path("/sys/fs/bpf/of-the-module")
+    path.mkdir()
+    yield path
+    path.rmdir()
+
+
+@pytest.mark.parametrize("turn", [1, 2, 3])
+def test_what_a_test_pins_by_hand_goes_and_what_a_module_pins_stays(
+    bpf_load: Load, kept_pin: Path, turn: int
+) -> None:
+    mine = Path("/sys/fs/bpf/by-hand")
+    assert kept_pin.is_dir()
+    assert not mine.exists(), "left over from the test before"
+    (mine / "deeper").mkdir(parents=True)
+    obj = bpf_load(compiled("pins"))
+    for number, fd in enumerate((obj.maps.backends.fd, obj.programs.steer.fd)):
+        name = ctypes.create_string_buffer(os.fsencode(mine / "deeper" / f"pin{number}"))
+        attr = PinAttr(ctypes.addressof(name), fd)
+        bpf.call_checked("pin by hand", Cmd.OBJ_PIN, attr)
+    (mine / "link").symlink_to(mine / "deeper")
+    assert len(list(mine.rglob("*"))) == 4
 
 
 # -- programs
@@ -333,6 +380,14 @@ def test_object_that_is_cut_off_names_the_error_of_libbpf(bpf_load: Load, tmp_pa
     broken.write_bytes(compiled("choice").read_bytes()[:100])
     with pytest.raises(LoadError, match=r"LIBELF|FORMAT"):
         bpf_load(broken)
+
+
+def test_object_of_the_other_byte_order_says_how_to_compile_it(bpf_load: Load) -> None:
+    other = "bpfeb" if sys.byteorder == "little" else "bpfel"
+    with pytest.raises(LoadError, match=r"-target bpfel and bpfeb") as caught:
+        bpf_load(compiled("unbounded", flags=["-target", other]))
+    assert "is it a BPF object" not in str(caught.value)
+    assert "unknown error" not in str(caught.value)
 
 
 def test_object_linked_of_two_is_one_object(bpf_load: Load) -> None:
@@ -374,6 +429,38 @@ def test_instructions_that_a_kernel_lacks_name_the_flag(bpf_load: Load) -> None:
         return
     with pytest.raises(VerifierError, match="compile it with -mcpu=v3"):
         bpf_load(young)
+
+
+# the program that has one, and what it makes of its value
+FOURTH = {
+    "load_s8": -(1 << 7),
+    "load_s16": -(1 << 15),
+    "load_s32": -(1 << 31),
+    "move_s8": -2,
+    "move_s16": -2,
+    "move_s32": -2,
+    "move_s8_to_32_bits": 0xFFFFFFFE,
+    "swap_16": 0x3412,
+    "swap_64": -0x778899AABBCCDDEF,
+    "far_jump": 5,
+    "signed_division": -3,
+    "signed_modulo": -1,
+}
+
+
+@pytest.mark.parametrize("name", FOURTH)
+def test_each_instruction_of_the_fourth_version_runs_or_names_the_flag(
+    bpf_load: Load, name: str
+) -> None:
+    path = compiled("fourth")
+    # stable releases of 6.1 have got the far jump alone
+    if kernel() >= (6, 6) or (name == "far_jump" and kernel() == (6, 1)):
+        obj = bpf_load(path, programs=[name])
+        obj.programs[name].run("10.1.1.1:80")
+        assert obj.globals.result == FOURTH[name]
+        return
+    with pytest.raises(VerifierError, match="compile it with -mcpu=v3"):
+        bpf_load(path, programs=[name])
 
 
 def test_return_value_without_bounds_says_which_bounds(bpf_load: Load) -> None:

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from bpfunit.cli._values import (
     parse_value,
 )
 from bpfunit.cli.init import InitError
+from bpfunit.guest.errors import GuestError
 from bpfunit.kernels import PinChange, UnknownKernelError, load_catalogue
 
 pytestmark = pytest.mark.host
@@ -84,6 +86,20 @@ def test_completion_knows_the_commands() -> None:
 def test_a_wrong_option_is_a_usage_error() -> None:
     assert invoke("doctor", "--jsno").exit_code == 2
     assert invoke("run", "no-such.o", "prog").exit_code == 2
+
+
+def test_a_run_of_an_object_that_guests_cannot_see_is_refused_before_the_boot(
+    project: Path,
+) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        hidden = shutil.copy(project / "build/prog.bpf.o", directory)
+        with pytest.raises(GuestError, match=r"show the object to a guest: /dev/shm/.* lies below"):
+            CliRunner().invoke(app, ["run", hidden, "dial"], catch_exceptions=False)
+        seen = str(project / "build/prog.bpf.o")
+        with pytest.raises(GuestError, match="show a file with types to a guest"):
+            CliRunner().invoke(
+                app, ["run", seen, "dial", "--types", hidden], catch_exceptions=False
+            )
 
 
 @pytest.mark.parametrize("command", [["shell"], ["run", "build/prog.bpf.o", "dial"]])
