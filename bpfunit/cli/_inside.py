@@ -115,7 +115,7 @@ def _report(result: bpfunit.Result, request: dict[str, Any], obj: bpfunit.Object
             report["storage"] = {name: plain(value) for name, value in result.storages.items()}
         report["tail_calls"] = _tail_calls(result)
     if request["data"] is not None:
-        report["data"] = result.outcome.data.hex()
+        report["data"] = getattr(result, "data", result.outcome.data).hex()
     report["maps"] = {
         name: [[plain(key), plain(value)] for key, value in obj.maps[name].snapshot().items()]
         for name in request["show_maps"]

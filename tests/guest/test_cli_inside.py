@@ -79,6 +79,11 @@ def test_storage_and_maps_are_plain_data() -> None:
     assert (value["addr"], value["port"]) == ("10.244.0.5", port(8080))
 
 
+def test_the_data_of_an_answer_is_the_programs_alone() -> None:
+    """The module puts its result in front of what an sk_skb program leaves."""
+    assert ask(compiled("skskb"), "decide", data=b"\x01w".hex())["data"] == b"\x01W".hex()
+
+
 def test_a_packet_program_answers_with_the_packet() -> None:
     found = ask(compiled("native"), "drop_discard", data=bytes(64).hex())
     assert found["retval"] == 2
