@@ -155,10 +155,10 @@ def _storage_btf(size: int) -> int:
     The kernel takes a socket storage map only with BTF for its key and value.
     """
     strings = b"\0int\0char\0"
-    types = struct.pack("<IIII", 1, 1 << 24, 4, 0x01000020)  # signed 32-bit int
-    types += struct.pack("<IIII", 5, 1 << 24, 1, 0x02000008)  # 8-bit char
-    types += struct.pack("<IIIIII", 0, 3 << 24, 0, 2, 1, size)
-    header = struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(strings))
+    types = struct.pack("=IIII", 1, 1 << 24, 4, 0x01000020)  # signed 32-bit int
+    types += struct.pack("=IIII", 5, 1 << 24, 1, 0x02000008)  # 8-bit char
+    types += struct.pack("=IIIIII", 0, 3 << 24, 0, 2, 1, size)
+    header = struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(strings))
     data = ctypes.create_string_buffer(header + types + strings)
     attr = _BtfLoadAttr(btf=ctypes.addressof(data), btf_size=len(data) - 1)
     return bpf.call_checked("load BTF of a filler storage", Cmd.BTF_LOAD, attr)

@@ -5,20 +5,15 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import resource
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
+from bpfunit._arch import SYS_BPF
 from bpfunit._sys import uapi
 from bpfunit._sys.uapi import Cmd
 from bpfunit.errors import SyscallError
-
-# arch/x86/entry/syscalls/syscall_64.tbl; 64-bit architectures of the generic table share 280.
-_SYS_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "loongarch64": 280, "s390x": 351}.get(
-    platform.machine(), 280
-)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
@@ -50,7 +45,7 @@ def hint(error: int) -> str:
 
 def call(cmd: int, attr: ctypes.Structure) -> int:
     """Make one ``bpf(2)`` call and return its result, or the negative errno."""
-    result: int = _syscall(_SYS_BPF, cmd, ctypes.addressof(attr), ctypes.sizeof(attr))
+    result: int = _syscall(SYS_BPF, cmd, ctypes.addressof(attr), ctypes.sizeof(attr))
     return result if result >= 0 else -ctypes.get_errno()
 
 

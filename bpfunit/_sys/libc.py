@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 from pathlib import Path
 
+from bpfunit._arch import SYS_FINIT_MODULE
 from bpfunit.errors import SyscallError
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -17,9 +17,6 @@ _libc.setns.restype = ctypes.c_int
 _libc.unshare.argtypes = [ctypes.c_int]
 _libc.unshare.restype = ctypes.c_int
 
-# arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h, s390's syscall.tbl; no
-# C library has a function for it
-_SYS_FINIT_MODULE = {"x86_64": 313, "s390x": 344}.get(platform.machine(), 273)
 CLONE_NEWNET = 0x40000000
 
 
@@ -51,7 +48,7 @@ def load_module(path: Path) -> None:
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        if _libc.syscall(_SYS_FINIT_MODULE, fd, b"", 0) != 0:
+        if _libc.syscall(SYS_FINIT_MODULE, fd, b"", 0) != 0:
             raise SyscallError(
                 f"load the kernel module {path}",
                 ctypes.get_errno(),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpfunit import kernels
+from bpfunit._arch import of_guests
 from bpfunit.cli._checks import Finding, Status, install_command
 from bpfunit.guest.accel import choose, probe_kvm
 from bpfunit.guest.errors import GuestError
@@ -57,7 +58,7 @@ class Plan:
             )
             series = ", ".join(plan.series for plan in refused)
             found = f"{self.accelerator}, not for {series}: {refused[0].why}"
-            remedy = f"{install_command('qemu-system-x86')}, version 10 or newer"
+            remedy = f"{install_command(of_guests().qemu_package)}, version 10 or newer"
             return Finding("accelerator", status, found, purpose, remedy)
         if self.accelerator == "kvm":
             return Finding("accelerator", "ok", "kvm", purpose)

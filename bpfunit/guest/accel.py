@@ -11,6 +11,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from bpfunit._arch import of_guests
 from bpfunit.guest.errors import GuestError
 
 # include/uapi/linux/kvm.h
@@ -47,8 +48,10 @@ def probe_kvm(device: Path = Path("/dev/kvm"), cpuinfo: Path = Path("/proc/cpuin
     if not device.exists():
         return Kvm(False, f"there is no {device}")
     flags = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE)
-    if flags is None or not {"vmx", "svm"} & set(flags[1].split()):
-        return Kvm(False, f"{device} is there, but the processor has neither vmx nor svm")
+    wanted = of_guests().virtualisation
+    if flags is None or not wanted & set(flags[1].split()):
+        lacks = " nor ".join(sorted(wanted, reverse=True))
+        return Kvm(False, f"{device} is there, but the processor has neither {lacks}")
     try:
         fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
@@ -76,10 +79,11 @@ def qemu() -> tuple[str, tuple[int, int]]:
     Raises:
         GuestError: there is none, or it does not start.
     """
-    path = shutil.which("qemu-system-x86_64")
+    arch = of_guests()
+    path = shutil.which(arch.qemu)
     if path is None:
         raise GuestError(
-            "find QEMU: no qemu-system-x86_64 in PATH; install qemu-system-x86 "
+            f"find QEMU: no {arch.qemu} in PATH; install {arch.qemu_package} "
             "(Debian 12: from bookworm-backports, version 10)"
         )
     done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30)
@@ -115,6 +119,6 @@ def choose(asked: str, release: str, kvm: Kvm | None = None) -> str:
         raise GuestError(
             f"emulate {release}: {path} is version {version[0]}.{version[1]}, whose software "
             f"emulation corrupts kernels from 6.12 on{why}; install QEMU {_SAFE_QEMU} or newer "
-            "(Debian 12: apt-get install -t bookworm-backports qemu-system-x86)"
+            f"(Debian 12: apt-get install -t bookworm-backports {of_guests().qemu_package})"
         )
     return "icount" if asked == "icount" else "tcg"

@@ -21,6 +21,7 @@ from filelock import FileLock
 from virtme.cpiowriter import CpioWriter
 from virtme.mkinitramfs import find_busybox
 
+from bpfunit._arch import of_guests
 from bpfunit._paths import cache_dir
 from bpfunit.guest.errors import GuestError
 
@@ -33,8 +34,6 @@ _FORMAT = 3  # of the cached files; count up when they change in a way the key d
 # What the guest needs before it sees the host's files. Built-in ones are passed over.
 _MODULES = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay")
 
-# Offsets in a bzImage, from Documentation/arch/x86/boot.rst of the kernel.
-_SETUP_SECTS, _MAGIC, _PAYLOAD = 0x1F1, 0x202, 0x248
 _XEN_ELFNOTE_PHYS32_ENTRY = 18  # include/xen/interface/elfnote.h; the PVH entry point
 
 
@@ -42,7 +41,7 @@ def boot_files(image: Path, release: str, modules_root: Path | None) -> tuple[Pa
     """Return the kernel file and the initramfs to boot, making them when they are not cached.
 
     Args:
-        image: the bzImage.
+        image: the kernel's image.
         release: as ``uname -r`` prints it.
         modules_root: the directory that has ``lib/modules/RELEASE``, or None when all is built in.
 
@@ -67,17 +66,15 @@ def boot_files(image: Path, release: str, modules_root: Path | None) -> tuple[Pa
 
 
 def unpack(image: Path) -> bytes | None:
-    """Return the ELF file inside a bzImage, or None when QEMU could not start it.
+    """Return the ELF file inside a kernel's image, or None when QEMU could not start it.
 
     That is the case for compressions that nothing here can undo, and for kernels without
     ``CONFIG_PVH``; those boot as they are, more slowly.
     """
     data = image.read_bytes()
-    if data[_MAGIC : _MAGIC + 4] != b"HdrS":
+    payload = of_guests().image_payload(data)
+    if payload is None:
         return None
-    offset, length = struct.unpack_from("<II", data, _PAYLOAD)
-    start = (data[_SETUP_SECTS] + 1) * 512 + offset
-    payload = data[start : start + length]
     for magic, decompress in _DECOMPRESSORS:
         if payload.startswith(magic):
             elf = decompress(payload)

@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from bpfunit._arch import ARCHITECTURES
+
 if TYPE_CHECKING:
     from pathlib import Path
 
 _LAST_LINES = 80
 _BEFORE_OOPS = 4  # lines of context before the first line of trouble
+_OOPS = "|".join(one.oops for one in ARCHITECTURES.values())
 _TROUBLE = re.compile(
-    r"Kernel panic|Oops[: ]|BUG: |general protection fault|Out of memory: |unable to handle|"
+    rf"Kernel panic|Oops[: ]|BUG: |{_OOPS}|Out of memory: |unable to handle|"
     r"watchdog: BUG|NMI: Not continuing|Timeout \(\d"
 )
-_PANIC = re.compile(r"Kernel panic|Oops[: ]|general protection fault|BUG: unable to handle")
+_PANIC = re.compile(rf"Kernel panic|Oops[: ]|{_OOPS}|BUG: unable to handle")
 _OUT_OF_MEMORY = re.compile(r"Out of memory: Killed process|System is deadlocked on memory")
 _TEST_TIMEOUT = re.compile(r"^Timeout \(\d+:\d\d:\d\d", re.MULTILINE)
 _KILLED = 128 + 9

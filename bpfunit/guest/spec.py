@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bpfunit._arch import of_guests
 from bpfunit._paths import cache_dir, chosen_libbpf
 from bpfunit.guest import snapshot
 from bpfunit.guest.accel import choose, qemu
@@ -27,8 +28,8 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 _SUPERVISOR = Path(__file__).resolve().parent / "supervisor"
 
 _KERNEL_WORDS = (
-    "console=ttyS0 loglevel=5 panic=-1 oops=panic unknown_nmi_panic=1 random.trust_cpu=on "
-    "no_timer_check tsc=reliable 8250.nr_uarts=1 raid=noautodetect audit=0"
+    "loglevel=5 panic=-1 oops=panic unknown_nmi_panic=1 random.trust_cpu=on"
+    " raid=noautodetect audit=0"
 )
 
 # In a run's directory: it was empty when the run began, and is the supervisor's to remove when
@@ -199,16 +200,17 @@ class GuestSpec:
 
     def _command_line(self, accel: str, directory: Path, image: Path) -> list[str]:
         """Return QEMU's arguments; ``@NAME@`` stand for what the supervisor fills in."""
+        arch = of_guests()
         accelerate = {
             "kvm": ["-accel", "kvm", "-cpu", "host"],
-            "tcg": ["-accel", "tcg", "-cpu", "max,la57=off"],
-            "icount": ["-accel", "tcg", "-icount", "shift=0,sleep=off", "-cpu", "max,la57=off"],
+            "tcg": ["-accel", "tcg", "-cpu", arch.emulated_cpu],
+            "icount": ["-accel", "tcg", "-icount", "shift=0,sleep=off", "-cpu", arch.emulated_cpu],
         }[accel]
         append = f"bpfunit.dir={directory} {_kernel_words(accel)} {self.append}"
         # fmt: off
         return [
             qemu()[0], "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-            "-machine", "q35,sata=off,smbus=off,i8042=off,vmport=off,usb=off,graphics=off",
+            "-machine", arch.machine,
             *accelerate,
             "-smp", str(1 if accel == "icount" else self.cpus),
             "-m", f"{self.memory}M",
@@ -230,8 +232,10 @@ class GuestSpec:
 
 def _kernel_words(accel: str) -> str:
     """Return the kernel's command line, with the rate at which the guest's counter will run."""
-    rate = tsc_khz() if accel == "tcg" else None
-    return f"{_KERNEL_WORDS} tsc_early_khz={rate}" if rate else _KERNEL_WORDS
+    arch = of_guests()
+    words = f"{arch.kernel_words} {_KERNEL_WORDS}"
+    rate = tsc_khz() if arch.tells_clock and accel == "tcg" else None
+    return f"{words} tsc_early_khz={rate}" if rate else words
 
 
 def unusual_start(directory: Path) -> str:

@@ -18,10 +18,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from bpfunit._arch import of_guests
 from bpfunit.kernels.catalogue import Catalogue, Suite
 from bpfunit.kernels.errors import FetchError
 
-DEFAULT_ARCHITECTURE = "amd64"
+DEFAULT_ARCHITECTURE = of_guests().debian
 INDEX_LIFETIME_S = 3600
 """An index younger than this is not fetched again, unless what is looked for is missing from it."""
 

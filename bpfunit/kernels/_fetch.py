@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from bpfunit._arch import of_guests
 from bpfunit._paths import cache_dir
 from bpfunit.kernels._apt import Package, SuiteIndex, newest_first, require_tools
 from bpfunit.kernels._cache import (
@@ -37,8 +38,14 @@ _IMAGE = r"linux-image-(\d+\.\d+\.\d+[^-]*(?:-\d[\w.+~]*)?-{flavour})"
 _OF_A_KERNEL = re.compile(r"linux-(base|binary|modules|headers|kbuild)-\d")
 # Holds modules.order and modules.builtin. The archive drops it while it keeps the signed image.
 _OPTIONAL = re.compile(r"linux-base-\d")
-# Headers come with all architectures; building needs x86 alone.
-_NOT_UNPACKED = ("./usr/share", "./usr/src/*-common/arch/[!x]*", "./usr/src/*-common/arch/xtensa")
+# Headers come with all architectures; building needs one. The patterns are those of tar, which has
+# no «all but»: what begins otherwise, and what begins alike.
+_ARCH = of_guests().sources
+_NOT_UNPACKED = (
+    "./usr/share",
+    f"./usr/src/*-common/arch/[!{_ARCH[0]}]*",
+    f"./usr/src/*-common/arch/{_ARCH[0]}[!{_ARCH[1]}]*",
+)
 
 
 class IncompleteError(FetchError):

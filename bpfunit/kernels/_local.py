@@ -6,6 +6,7 @@ import platform
 import re
 from pathlib import Path
 
+from bpfunit._arch import of_guests
 from bpfunit.kernels.errors import KernelsError
 from bpfunit.kernels.kernel import Kernel
 
@@ -27,7 +28,7 @@ def local_kernel(path: Path) -> Kernel:
         return _from_tree(path) if (path / "Kbuild").exists() else _from_directory(path)
     if not path.exists():
         raise KernelsError(f"resolve kernel: {path}: no such file or directory")
-    # arch/x86/boot/bzImage and vmlinux of a build tree mean the tree, with its modules.
+    # The image and vmlinux of a build tree mean the tree, with its modules.
     for tree in (path.parent, *path.parents[3:4]):
         if (tree / "Kbuild").exists() and (tree / "Kconfig").exists():
             return _from_tree(tree)
@@ -35,34 +36,34 @@ def local_kernel(path: Path) -> Kernel:
 
 
 def image_release(image: Path) -> str:
-    """Return the release that an x86 boot image says it is.
-
-    The setup header holds ``HdrS`` at 0x202 and, at 0x20e, where the version string begins, counted
-    from 0x200 (Documentation/arch/x86/boot.rst in the kernel's tree).
+    """Return the release that a boot image says it is.
 
     Raises:
         KernelsError: when it is no such image.
     """
     with image.open("rb") as file:
         head = file.read(0x10000)
-    if head[0x202:0x206] != b"HdrS":
+    arch = of_guests()
+    release = arch.image_release(head)
+    if release is None:
         format_found = "an ELF file (vmlinux)" if head[:4] == b"\x7fELF" else "something else"
         raise KernelsError(
-            f"resolve kernel: {image}: expected a bzImage (vmlinuz), found {format_found}; "
-            "in a build tree it is arch/x86/boot/bzImage"
+            f"resolve kernel: {image}: expected a {arch.image_name} (vmlinuz), found"
+            f" {format_found}; in a build tree it is {arch.boot_image}"
         )
-    start = 0x200 + int.from_bytes(head[0x20E:0x210], "little")
-    return head[start : start + 256].split(b"\0")[0].split(b" ")[0].decode(errors="replace")
+    return release
 
 
 def _from_tree(tree: Path) -> Kernel:
-    image = tree / "arch/x86/boot/bzImage"
+    arch = of_guests()
+    image = tree / arch.boot_image
     release_file = tree / "include/config/kernel.release"
     for needed in (image, release_file):
         if not needed.is_file():
             raise KernelsError(
                 f"resolve kernel: {tree}: a kernel tree without "
-                f"{needed.relative_to(tree)}; build it first (make -C {tree} bzImage modules)"
+                f"{needed.relative_to(tree)}; build it first"
+                f" (make -C {tree} {arch.image_name} modules)"
             )
     release = release_file.read_text(encoding="utf-8").strip()
     headers = tree if (tree / "Module.symvers").is_file() else None

@@ -17,7 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bpfunit._paths import cache_dir
-from bpfunit.kernels._apt import configured_transport, keyring, mirrors, require_tools
+from bpfunit.kernels._apt import (
+    DEFAULT_ARCHITECTURE,
+    configured_transport,
+    keyring,
+    mirrors,
+    require_tools,
+)
 from bpfunit.kernels._cache import building, locked
 from bpfunit.kernels._progress import Task
 from bpfunit.kernels.catalogue import BuildRoot, load_catalogue
@@ -180,7 +186,11 @@ def _bootstrap(spec: BuildRoot, directory: Path) -> None:
         ]
         # chrootless and extract: no root privilege, no mounts, no maintainer scripts.
         command = ["mmdebstrap", "--quiet", "--mode=chrootless", "--variant=extract"]
-        command += ["--format=tar", f"--include={include}", "--architectures=amd64"]
+        command += [
+            "--format=tar",
+            f"--include={include}",
+            f"--architectures={DEFAULT_ARCHITECTURE}",
+        ]
         command += [f"--aptopt={line.rstrip(';')}" for line in configured_transport().splitlines()]
         command += [spec.suites[0].name, "-", *sources]
         with tempfile.TemporaryFile() as words:

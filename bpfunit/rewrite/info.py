@@ -10,8 +10,8 @@ import struct
 from collections.abc import Iterable
 from typing import NamedTuple
 
-_FUNC = struct.Struct("<II")
-_LINE = struct.Struct("<IIII")
+_FUNC = struct.Struct("=II")
+_LINE = struct.Struct("=IIII")
 FUNC_SIZE, LINE_SIZE = _FUNC.size, _LINE.size
 
 

@@ -1,9 +1,9 @@
 """eBPF instructions as values: decoding, encoding and the few that a probe is made of.
 
 The encoding is that of the kernel's ``Documentation/bpf/standardization/instruction-set.rst``:
-eight bytes each, little-endian here, and a 64-bit immediate takes two such slots. A program is a
-plain list of slots, so that indices are the kernel's: the second slot of a pair is an instruction
-with opcode 0.
+eight bytes each in this machine's byte order, and a 64-bit immediate takes two such slots. A
+program is a plain list of slots, so that indices are the kernel's: the second slot of a pair is an
+instruction with opcode 0.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 from typing import NamedTuple
+
+from bpfunit._arch import LITTLE_ENDIAN
 
 LD, LDX, ST, STX, ALU, JMP, JMP32, ALU64 = range(8)
 
@@ -32,7 +34,9 @@ PSEUDO_CALL, PSEUDO_KFUNC = 1, 2
 # After a tail call that succeeds nothing of the caller runs.
 HELPER_TAIL_CALL = 12
 
-_SLOT = struct.Struct("<BBhi")
+# The two registers share a byte; which of them has its lower half follows the byte order.
+_DST, _SRC = (0, 4) if LITTLE_ENDIAN else (4, 0)
+_SLOT = struct.Struct("=BBhi")
 SLOT_SIZE = _SLOT.size
 _JUMP_SIGNS = {
     0x10: "==",
@@ -139,7 +143,7 @@ def decode(data: bytes) -> list[Insn]:
     if len(data) % SLOT_SIZE:
         raise ValueError(f"decode program: {len(data)} bytes are no multiple of {SLOT_SIZE}")
     return [
-        Insn(code, regs & 0x0F, regs >> 4, off, imm)
+        Insn(code, regs >> _DST & 0x0F, regs >> _SRC & 0x0F, off, imm)
         for code, regs, off, imm in _SLOT.iter_unpack(data)
     ]
 
@@ -147,7 +151,7 @@ def decode(data: bytes) -> list[Insn]:
 def encode(insns: Iterable[Insn]) -> bytes:
     """Join slots into the bytes that the kernel takes."""
     pack = _SLOT.pack
-    return b"".join(pack(i.code, i.dst | i.src << 4, i.off, i.imm) for i in insns)
+    return b"".join(pack(i.code, i.dst << _DST | i.src << _SRC, i.off, i.imm) for i in insns)
 
 
 def _signed32(value: int) -> int:
