@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from bpfunit.cli import doctor, init, kernels, run, shell
+from bpfunit.cli import diff, doctor, explore, init, kernels, run, shell
 from bpfunit.cli._common import EXIT_CODES_HELP, ExitCode, err
 from bpfunit.errors import BpfunitError
 
@@ -33,6 +33,8 @@ app.command(name="doctor")(doctor.doctor)
 app.add_typer(kernels.app, name="kernels")
 app.command(name="shell")(shell.shell)
 app.command(name="run", epilog=run.EPILOG)(run.run)
+app.command(name="explore", epilog=explore.EPILOG)(explore.explore)
+app.command(name="diff", epilog=diff.EPILOG)(diff.diff)
 app.command(name="init")(init.init)
 
 

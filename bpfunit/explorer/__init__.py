@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from bpfunit.explorer.diff import Comparison, compare
 from bpfunit.explorer.executor import Executor, ExploreError
 from bpfunit.explorer.facts import Facts
 from bpfunit.explorer.result import EdgeState, Exploration
-from bpfunit.explorer.run import explore
+from bpfunit.explorer.run import Written, explore, explore_and_write
 from bpfunit.explorer.search import Budget, Found, Search
 from bpfunit.explorer.wire import Input, Outcome, Step
+from bpfunit.explorer.write import WrittenTest, block, merged, nonzero
 
 __all__ = [
     "Budget",
+    "Comparison",
     "EdgeState",
     "Executor",
     "Exploration",
@@ -21,5 +24,12 @@ __all__ = [
     "Outcome",
     "Search",
     "Step",
+    "Written",
+    "WrittenTest",
+    "block",
+    "compare",
     "explore",
+    "explore_and_write",
+    "merged",
+    "nonzero",
 ]

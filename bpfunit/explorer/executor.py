@@ -77,13 +77,14 @@ class Executor:
             self._recorder = Recorder(program)
             self._resources.callback(self._recorder.close)
             with ambient.none():
-                self._object = self._resources.enter_context(
+                self.loaded = self._resources.enter_context(
                     load(path, instrument=[self._recorder], **options)
                 )
-            self._program = self._object.programs[program]
+            self._program = self.loaded.programs[program]
             if reason := self._program.program_type.unfit():
                 raise ExploreError(f"explore {program}: {reason}")
             self._map_fds: list[int] = []
+            self.ring_names: list[str] = []
             self._spy = -1
             self.facts = self._make_facts(model)
             self._wire = Wire(self.facts)
@@ -119,7 +120,7 @@ class Executor:
 
     def _maps(self) -> Any:
         """Yield what the program's maps are, and keep their descriptors in the same order."""
-        obj, wanted = self._object, self._recorder.map_fds
+        obj, wanted = self.loaded, self._recorder.map_fds
         named = {one.fd: one for one in obj.maps.values()}
         sections = {
             libbpf.lib().bpf_map__fd(handle): (name, handle)
@@ -218,9 +219,8 @@ class Executor:
 
     def _rings(self) -> Any:
         """Map the ring buffers that the program writes, to read and to empty them."""
-        self.ring_names = []
         page = mmap.PAGESIZE
-        for one in self._object.maps.values():
+        for one in self.loaded.maps.values():
             if one.type != MapType.RINGBUF or one.fd not in self._recorder.map_fds:
                 continue
             consumer = mmap.mmap(one.fd, page)

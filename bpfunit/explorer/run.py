@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 from bpfunit.explorer.executor import Executor
 from bpfunit.explorer.result import Exploration
 from bpfunit.explorer.search import Budget, Search
+from bpfunit.explorer.write import Writer, WrittenTest
 from bpfunit.objects.object import Object
+
+
+class Written(NamedTuple):
+    """An exploration and its tests."""
+
+    exploration: Exploration
+    tests: list[WrittenTest]
+
+
+def explore_and_write(
+    path: str | os.PathLike[str],
+    program: str,
+    *,
+    seed: int = 0,
+    budget: Budget | None = None,
+    **options: Any,
+) -> Written:
+    """Search as :func:`explore` does, and make tests of what was found."""
+    with Executor(path, program, options) as executor:
+        search = Search(executor.facts, executor.execute, seed, budget)
+        found = Exploration(executor.facts, search.run(), seed, search.compared())
+        return Written(found, Writer(executor, found, search).tests())
 
 
 def explore(

@@ -117,7 +117,7 @@ class Search:
     def __init__(
         self, facts: Facts, execute: Execute, seed: int = 0, budget: Budget | None = None
     ) -> None:
-        self._facts, self._execute = facts, execute
+        self.facts, self._execute = facts, execute
         self._sites = facts.sites
         self._rng = random.Random(seed)
         self.budget = budget or Budget()
@@ -134,10 +134,14 @@ class Search:
 
     # -- the whole
 
-    def run(self) -> Found:
-        """Search until every edge is taken, nothing is left to try, or the budget is used."""
+    def run(self, known: Iterable[Input] = ()) -> Found:
+        """Search until every edge is taken, nothing is left to try, or the budget is used.
+
+        Args:
+            known: inputs to begin with, for example a corpus of an earlier search.
+        """
         self._start = time.monotonic()
-        self._run(self._beginnings())
+        self._run([*known, *self._beginnings()])
         stages = (self._solve_targets, self._second_runs, self._turn_pairs, self._by_chance)
         stage = 0
         while stage < len(stages) and not self._over():
@@ -148,6 +152,11 @@ class Search:
             stage = 0 if moved or self._pending else stage + 1
         self.found.seconds = time.monotonic() - self._start
         return self.found
+
+    def kept(self) -> list[Case]:
+        """Return every case that was kept, for an edge or for its path, each once."""
+        found = {case.given: case for cases in self._near.values() for case in cases}
+        return list(found.values())
 
     def targets(self) -> list[Edge]:
         """Return the edges that are not taken yet."""
@@ -174,17 +183,17 @@ class Search:
         )
 
     def _beginnings(self) -> list[Input]:
-        packets = self._facts.packets or [b""]
-        return [Input((Step(ctx, data),)) for ctx in self._facts.contexts for data in packets] + [
+        packets = self.facts.packets or [b""]
+        return [Input((Step(ctx, data),)) for ctx in self.facts.contexts for data in packets] + [
             Input((Step(self._painted(ctx), data),))
-            for ctx in self._facts.contexts
+            for ctx in self.facts.contexts
             for data in packets[:1]
         ]
 
     def _painted(self, ctx: bytes) -> bytes:
         """Return a context whose words are distinct and not zero, so that they can be told."""
         painted = bytearray(ctx)
-        for offset, width in self._facts.words:
+        for offset, width in self.facts.words:
             painted[offset : offset + width] = self._paint(width)
         return bytes(painted)
 
@@ -211,6 +220,11 @@ class Search:
                 cases.append(case)
                 self._note(case)
         return cases
+
+    def cases_of(self, inputs: Sequence[Input]) -> list[Case]:
+        """Run inputs and return them as cases; nothing of it counts for the search."""
+        outcomes = self._execute(inputs)
+        return [self.case_of(one, out) for one, out in zip(inputs, outcomes, strict=True)]
 
     def case_of(self, given: Input, outcome: Outcome) -> Case:
         """Return an input and what it did as a case."""
@@ -259,7 +273,7 @@ class Search:
                 if self._missed(case, index):
                     yield from self._answers(given, site, key)
             elif site.kind == RESULT and site.slot >= 0:
-                stub = self._facts.stubs[site.slot]
+                stub = self.facts.stubs[site.slot]
                 if not stub.always and site.slot not in dict(given.stubs):
                     yield given.with_stub(site.slot, stub.value)
             elif site.kind == TAIL and site.map >= 0:
@@ -267,29 +281,29 @@ class Search:
                 yield given.with_entry(site.map, slot, bytes(4))
         yield from self._other_sockets(given)
         for number, key, _ in given.entries:
-            if self._facts.maps[number].kind != SECTION:
+            if self.facts.maps[number].kind != SECTION:
                 yield given.with_entry(number, key, None)
         for failed, _ in given.stubs:
-            if not self._facts.stubs[failed].always:
+            if not self.facts.stubs[failed].always:
                 yield given.with_stub(failed, None)
-        for number, one in enumerate(self._facts.maps):
+        for number, one in enumerate(self.facts.maps):
             if one.kind == STORAGE and not any(m == number for m, _, _ in given.entries):
                 for value in (bytes(one.stride), self._paint(one.stride)):
                     yield given.with_entry(number, bytes(one.key_size), value)
 
     def _other_sockets(self, given: Input) -> Iterator[Input]:
         """Yield the input with contexts of another kind of socket, all else the same."""
-        for context in self._facts.contexts[1:] if given.steps[0].ctx else ():
+        for context in self.facts.contexts[1:] if given.steps[0].ctx else ():
             steps = []
             for step in given.steps:
                 changed = bytearray(context)
-                for offset, width in self._facts.words:
+                for offset, width in self.facts.words:
                     changed[offset : offset + width] = step.ctx[offset : offset + width]
                 steps.append(step._replace(ctx=bytes(changed)))
             yield given._replace(steps=tuple(steps))
 
     def _answers(self, given: Input, site: Site, key: bytes) -> Iterator[Input]:
-        one = self._facts.maps[site.map]
+        one = self.facts.maps[site.map]
         if one.kind != DELETE or len(key) != one.key_size:
             return
         for value in (self._paint(one.value_size), bytes(one.value_size), b"\1\0\0\0" * 2048):
@@ -297,7 +311,7 @@ class Search:
 
     def _value(self, number: int, value: bytes) -> bytes:
         """Return a value as the system call takes it: on each CPU the same."""
-        one = self._facts.maps[number]
+        one = self.facts.maps[number]
         value = value[: one.value_size].ljust(one.value_size, b"\0")
         if one.stride == one.value_size:
             return value
@@ -328,18 +342,18 @@ class Search:
         given = case.given
         for n, step in enumerate(given.steps):
             if step.ctx:
-                cells += [Cell("ctx", n, offset, width) for offset, width in self._facts.words]
+                cells += [Cell("ctx", n, offset, width) for offset, width in self.facts.words]
             for offset in range(0, len(step.data), 4):
                 cells.append(Cell("data", n, offset, min(4, len(step.data) - offset)))
         for number, key, _ in given.entries:
-            one = self._facts.maps[number]
+            one = self.facts.maps[number]
             if one.kind == PROGRAMS:
                 continue
             for offset in range(0, min(one.value_size, 1024), 4):
                 width = min(4, one.value_size - offset)
                 cells.append(Cell("value", (number, key), offset, width))
         present = {(m, k) for m, k, _ in given.entries}
-        for number, one in enumerate(self._facts.maps):
+        for number, one in enumerate(self.facts.maps):
             if one.kind == SECTION and (number, bytes(4)) not in present:
                 cells += [
                     Cell("value", (number, bytes(4)), offset, min(4, one.value_size - offset))
@@ -348,10 +362,10 @@ class Search:
         asked = set()
         for passed, _, _, key in case.records:
             site = self._sites[passed]
-            if site.kind == RESULT and site.slot >= 0 and self._facts.stubs[site.slot].always:
+            if site.kind == RESULT and site.slot >= 0 and self.facts.stubs[site.slot].always:
                 asked.add(site.slot)
-            elif site.kind == KEY and site.map >= 0 and self._facts.maps[site.map].kind == ARRAY:
-                one = self._facts.maps[site.map]
+            elif site.kind == KEY and site.map >= 0 and self.facts.maps[site.map].kind == ARRAY:
+                one = self.facts.maps[site.map]
                 if (site.map, key) not in present and len(key) == one.key_size:
                     present.add((site.map, key))
                     cells += [
@@ -361,6 +375,36 @@ class Search:
         cells += [Cell("stub", slot, 0, 8) for slot in sorted(asked)]
         return cells
 
+    def variants(self, case: Case, chance: random.Random) -> Iterator[Input]:
+        """Yield the input with each of its cells changed: by a bit pattern, to 0, by one."""
+        for cell in self._cells(case):
+            value = self._read(case.given, cell)
+            pattern = chance.getrandbits(8 * cell.width)
+            for other in (value ^ pattern, 0, value + 1):
+                if other != value:
+                    yield self._written(case.given, cell, other)
+
+    def changed_by_chance(self, case: Case, chance: random.Random) -> Input:
+        """Return the input with some of its cells changed."""
+        given, cells = case.given, self._cells(case)
+        for _ in range(chance.randint(2, 6)) if cells else ():
+            cell = chance.choice(cells)
+            others = (0, 1, 2, chance.getrandbits(32), self._read(given, chance.choice(cells)))
+            given = self._written(given, cell, chance.choice(others))
+        return given
+
+    def painted(self, case: Case) -> Input:
+        """Return the input with a number in each of its cells that is zero."""
+        given = case.given
+        for cell in self._cells(case):
+            if cell.kind in ("value", "ctx") and not self._read(given, cell):
+                raw = int.from_bytes(self._paint(cell.width), "little")
+                other = self._written(given, cell, raw)
+                (run,) = self.cases_of([other])
+                if run.path == case.path:
+                    given = other
+        return given
+
     def _read(self, given: Input, cell: Cell) -> int:
         return int.from_bytes(self._bytes_of(given, cell), "little")
 
@@ -369,7 +413,7 @@ class Search:
         if cell.kind == "stub":
             assert isinstance(cell.where, int)
             answers = dict(given.stubs)
-            answer = answers.get(cell.where, self._facts.stubs[cell.where].value)
+            answer = answers.get(cell.where, self.facts.stubs[cell.where].value)
             return answer.to_bytes(8, "little")
         if cell.kind == "value":
             return self._entry(given, cell)[cell.offset : end]
@@ -382,7 +426,7 @@ class Search:
         for number, key, value in given.entries:
             if (number, key) == cell.where:
                 return value
-        one = self._facts.maps[cell.where[0]]
+        one = self.facts.maps[cell.where[0]]
         return one.initial or bytes(one.stride)
 
     def _written(self, given: Input, cell: Cell, value: int) -> Input:
@@ -579,7 +623,7 @@ class Search:
         for record, _, _, _ in case.records[max(0, index - 2) : index]:
             slot = self._sites[record].slot
             if slot >= 0:
-                yield case.given.with_stub(slot, self._facts.stubs[slot].value)
+                yield case.given.with_stub(slot, self.facts.stubs[slot].value)
 
     def _resized(self, case: Case, a: int, b: int) -> Iterator[Input]:
         """Yield inputs with shorter and longer packets, by the distance of two pointers."""
@@ -598,14 +642,14 @@ class Search:
         """Give inputs that ask for another key, and lost an entry by it, that entry again."""
         found: list[Case] = []
         for _ in range(3):
-            moved = [one for other in others if (one := self._moved(case, other)) is not None]
+            moved = [one for other in others if (one := self.moved(case, other)) is not None]
             others = self._run(moved, again=again)
             found += others
             if not others:
                 break
         return found
 
-    def _moved(self, case: Case, other: Case) -> Input | None:
+    def moved(self, case: Case, other: Case) -> Input | None:
         """Return the other input with the entry that it misses under the key it asks for."""
         found = {
             self._sites[record[0]].map: record[3]
@@ -635,7 +679,7 @@ class Search:
             shapes.setdefault(case.edges, case)
         chosen = list(shapes.values())[:16]
         self._run(
-            [_joined(one.given, two.given) for one in chosen for two in chosen if one is not two]
+            [joined(one.given, two.given) for one in chosen for two in chosen if one is not two]
         )
 
     def _turn_pairs(self) -> None:
@@ -760,7 +804,7 @@ def _solve_bits(
     return [(flip[0], flip[1]) for n, flip in enumerate(flips) if chosen >> n & 1]
 
 
-def _joined(one: Input, two: Input) -> Input:
+def joined(one: Input, two: Input) -> Input:
     """Return the steps of two inputs in a row, from what both have in their maps."""
     entries = {(m, k): v for m, k, v in two.entries} | {(m, k): v for m, k, v in one.entries}
     stubs = dict(two.stubs) | dict(one.stubs)

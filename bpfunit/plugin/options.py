@@ -7,6 +7,7 @@ import pytest
 MARKERS = (
     "guest: needs a kernel of its own; an error without --kernel",
     "host: runs on the host only; left out (and counted) in guests",
+    "characterisation: written by `bpfunit explore`: says what a program did, not what it ought to",
 )
 
 

@@ -68,3 +68,13 @@ def helper_number(name: str) -> int:
         similar = [known for known in numbers if name.removeprefix("bpf_") in known]
         raise NotFoundError("look up BPF helper", name, similar or sorted(numbers))
     return numbers[name]
+
+
+@lru_cache(maxsize=1)
+def _names() -> dict[int, str]:
+    return {number: name for name, number in _numbers().items()}
+
+
+def helper_name(number: int) -> str:
+    """Return the name of a helper; ``"helper 300"`` for a number that is not known."""
+    return _names().get(number, f"helper {number}")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import bpfunit
-from bpfunit.explorer import Budget, Executor, Search
+from bpfunit.explorer import Budget, Executor, Search, block, compare, explore_and_write
 from bpfunit.explorer.result import DEAD, MISSED, REACHED
 
+from ..hook.mesh import MAP_TYPES
 from ..objects import compiled
 
 pytestmark = [pytest.mark.guest, pytest.mark.bpf_plain]
@@ -80,3 +83,34 @@ def test_what_an_exploration_does_leaves_a_loaded_object_alone() -> None:
         bpfunit.explore(obj, "bpf_restore_dns_recv", budget=PATIENCE)
         assert len(obj.maps.km_backend) == 1
         assert len(obj.maps.km_manage) == 0
+
+
+@pytest.mark.parametrize("program", ["bpf_redirect_dns_send", "bpf_restore_dns_recv"])
+def test_what_is_written_is_python_that_passes(
+    program: str, bpf_load: Callable[..., bpfunit.Object]
+) -> None:
+    options = {"map_types": MAP_TYPES}
+    written = explore_and_write(HOOK, program, budget=PATIENCE, **options)
+    text = block(written.exploration, written.tests, f"Path({str(HOOK)!r})", options)
+    module: dict[str, Any] = {}
+    exec(compile(text, "explored", "exec"), module)
+    assert len(written.tests) >= 10
+    for test in written.tests:
+        assert test.text.count("] = ") <= 5, test.text
+        module[test.name](bpf_load)
+
+
+def test_a_changed_step_is_told_by_the_smallest_input_and_the_same_code_is_not_run() -> None:
+    old, new = compiled("explored"), compiled("explored", "STEP=2")
+    found = compare(old, new, "twice", seconds=60)
+    assert found.differs
+    assert any("rules[" in line for line in found.differences), found.differences
+    assert any("run.retval" in line for line in found.test), found.test
+    assert compare(old, new, "marked").same_code
+
+
+def test_two_builds_that_do_the_same_by_other_code_do_not_differ() -> None:
+    old, new = compiled("explored"), compiled("explored", flags=["-mcpu=v2"])
+    found = compare(old, new, "parser", seconds=5)
+    assert not found.differs, found.differences
+    assert found.reached[0][0] >= 19

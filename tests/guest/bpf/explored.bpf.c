@@ -9,6 +9,11 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+/* Another build of the same source, for comparing the two. */
+#ifndef STEP
+#define STEP 1
+#endif
+
 char LICENSE[] SEC("license") = "GPL";
 
 struct rule {
@@ -84,7 +89,7 @@ int twice(struct bpf_sock_addr *ctx)
 			return 0;
 		return 1;
 	}
-	rule->flags++;
+	rule->flags += STEP;
 	if (rule->flags == 2)
 		return 0;
 	return 1;

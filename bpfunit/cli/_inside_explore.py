@@ -1,0 +1,103 @@
+"""What ``bpfunit explore`` does on the guest's side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import bpfunit
+from bpfunit.cli._values import with_addresses
+from bpfunit.errors import BpfunitError
+
+
+def serve(channel: Any, request: dict[str, Any]) -> None:
+    """Answer one request."""
+    channel.send(answer(request))
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Search, make the tests, and return them with the report, or ``{"error": …}``.
+
+    Args:
+        request: the command line as plain data, as :func:`bpfunit.cli.explore.explore` makes it.
+    """
+    from bpfunit.explorer import Budget, block, explore_and_write
+
+    options: dict[str, Any] = {}
+    if request["map_types"]:
+        options["map_types"] = {name: tuple(two) for name, two in request["map_types"].items()}
+    if request["globals"]:
+        options["globals"] = with_addresses(request["globals"])
+    flags = request["types_flags"]
+    types = [bpfunit.load_types(path, flags) for path in request["types"]]
+    try:
+        written = explore_and_write(
+            request["object"],
+            request["program"],
+            seed=request["seed"],
+            budget=Budget(seconds=request["seconds"]),
+            **options,
+            **({"types": types} if types else {}),
+        )
+    except BpfunitError as error:
+        return {"error": str(error)}
+    found = written.exploration
+    return {
+        "kernel": found.facts.kernel,
+        "program": found.facts.program,
+        "reached": found.reached,
+        "alive": found.alive,
+        "dead": len(found.facts.dead),
+        "runs": found.found.runs,
+        "instructions": found.found.instructions,
+        "seconds": found.found.seconds,
+        "report": found.report(),
+        "edges": [
+            {"edge": str(edge), "state": edge.state, "reason": edge.reason} for edge in found.edges
+        ],
+        "tests": [[test.name, list(test.edges)] for test in written.tests],
+        "text": block(found, written.tests, request["object_text"], options),
+    }
+
+
+def serve_diff(channel: Any, request: dict[str, Any]) -> None:
+    """Answer one request of ``bpfunit diff``."""
+    channel.send(compare_all(request))
+
+
+def compare_all(request: dict[str, Any]) -> dict[str, Any]:
+    """Compare the programs of two builds, and return what was found of each, or ``{"error": …}``.
+
+    Args:
+        request: the command line as plain data, as :func:`bpfunit.cli.diff.diff` makes it.
+    """
+    from bpfunit.explorer import compare
+
+    options: dict[str, Any] = {}
+    if request["map_types"]:
+        options["map_types"] = {name: tuple(two) for name, two in request["map_types"].items()}
+    found = []
+    try:
+        for program in request["programs"]:
+            one = compare(
+                request["old"],
+                request["new"],
+                program,
+                seed=request["seed"],
+                seconds=request["seconds"],
+                options=options,
+            )
+            found.append(
+                {
+                    "program": one.program,
+                    "same_code": one.same_code,
+                    "differs": one.differs,
+                    "differences": one.differences,
+                    "test": one.test,
+                    "reached": [list(pair) for pair in one.reached],
+                    "runs": one.runs,
+                    "seconds": one.seconds,
+                }
+            )
+    except BpfunitError as error:
+        return {"error": str(error)}
+    return {"programs": found}

@@ -1,0 +1,122 @@
+"""``bpfunit explore``: tests for every branch edge of a program, written by a search."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bpfunit import _native
+from bpfunit.cli import _values
+from bpfunit.cli._common import EXIT_CODES_HELP, ExitCode, err, out, print_json
+from bpfunit.cli._guest import booted, call
+from bpfunit.errors import BpfunitError
+
+EPILOG = (
+    "Examples:\n\n"
+    "bpfunit explore hook.bpf.o connect4_prog\n\n"
+    "bpfunit explore hook.bpf.o connect4_prog --seconds 20 -w tests/test_explored.py "
+    "--map-type frontends=frontend_key,frontend_value\n\n" + EXIT_CODES_HELP
+)
+
+
+def explore(
+    object_: Annotated[
+        Path, typer.Argument(metavar="OBJECT", help="The compiled object, *.bpf.o.")
+    ],
+    program: Annotated[str, typer.Argument(help="The program's name, that of its C function.")],
+    kernel: Annotated[
+        str, typer.Option("--kernel", "-k", help="Series, exact release, or a kernel's path.")
+    ] = "6.12",
+    write: Annotated[
+        Path | None,
+        typer.Option(
+            "--write",
+            "-w",
+            metavar="FILE",
+            dir_okay=False,
+            help="Write the tests here; tests of your own in the file are not touched.",
+        ),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="How long to search.")] = 60,
+    seed: Annotated[int, typer.Option(help="Of what is chosen by chance.")] = 0,
+    map_types: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map-type",
+            metavar="NAME=KEY,VALUE",
+            help="C types of a map that declares sizes only; repeatable.",
+        ),
+    ] = None,
+    types: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="C header, object or BTF file with types that OBJECT lacks; repeatable.",
+        ),
+    ] = None,
+    types_flags: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--types-flag", metavar="FLAG", help="For the clang that compiles headers; repeatable."
+        ),
+    ] = None,
+    globals_: Annotated[
+        list[str] | None,
+        typer.Option("--global", "-g", metavar="NAME=VALUE", help="Set a global variable."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Search inputs for every branch of one program in a throwaway kernel, and write tests of them.
+
+    Says of each branch edge whether an input takes it, the verifier proved it dead, or what stands
+    in the way. With --write the inputs become a pytest file that asserts what the program did:
+    today's behaviour, not what was meant. Exit code 1 when an edge was not reached.
+    """
+    if not object_.is_file():
+        raise typer.BadParameter(f"no file {object_}; build it first", param_hint="OBJECT")
+    try:
+        request: dict[str, Any] = {
+            "object": str(object_.resolve()),
+            "object_text": _object_text(object_, write),
+            "program": program,
+            "seconds": seconds,
+            "seed": seed,
+            "map_types": dict(_values.parse_map_type(text) for text in map_types or ()),
+            "types": [str(path.resolve()) for path in types or ()],
+            "types_flags": list(types_flags or ()),
+            "globals": dict(_values.parse_global(text) for text in globals_ or ()),
+        }
+    except _values.ValueSyntaxError as error:
+        raise typer.BadParameter(str(error)) from error
+    if built := _native.build():
+        os.environ[_native.PATH_VARIABLE] = str(built)
+    with booted(kernel) as (_, gateway):
+        report: dict[str, Any] = call(gateway, "_inside_explore.serve", request)
+    if "error" in report:
+        raise BpfunitError(report["error"])
+    if write is not None:
+        from bpfunit.explorer import merged
+
+        existing = write.read_text(encoding="utf-8") if write.exists() else ""
+        write.parent.mkdir(parents=True, exist_ok=True)
+        write.write_text(merged(existing, report["program"], report["text"]), encoding="utf-8")
+    if as_json:
+        print_json(report)
+    else:
+        for line in report["report"]:
+            out().print(line, markup=False)
+        if write is not None:
+            err().print(f"wrote {len(report['tests'])} tests to {write}", markup=False)
+    raise typer.Exit(ExitCode.OK if report["reached"] >= report["alive"] else ExitCode.NO)
+
+
+def _object_text(object_: Path, write: Path | None) -> str:
+    """Return the object as an expression in the test file: relative, so that both may move."""
+    base = (write or Path("test.py")).resolve().parent
+    relative = os.path.relpath(object_.resolve(), base)
+    return f'Path(__file__).parent / "{relative}"'
