@@ -89,7 +89,7 @@ def test_what_an_exploration_does_leaves_a_loaded_object_alone() -> None:
 def test_what_is_written_is_python_that_passes(
     program: str, bpf_load: Callable[..., bpfunit.Object]
 ) -> None:
-    options = {"map_types": MAP_TYPES}
+    options: dict[str, Any] = {"map_types": MAP_TYPES}
     written = explore_and_write(HOOK, program, budget=PATIENCE, **options)
     text = block(written.exploration, written.tests, f"Path({str(HOOK)!r})", options)
     module: dict[str, Any] = {}

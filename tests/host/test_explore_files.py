@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Any, ClassVar
 
 import pytest
 
@@ -51,12 +52,12 @@ def test_two_programs_share_a_file() -> None:
 
 
 class Backend(StructRecord):
-    _fields_ = [  # noqa: RUF012
+    _fields_: ClassVar[Any] = [
         ("addr", ctypes.c_uint32),
         ("port", ctypes.c_uint32),
         ("weights", array_type(ctypes.c_uint16, 3)),
     ]
-    _members_ = dict(_fields_)  # noqa: RUF012
+    _members_: ClassVar[dict[str, Any]] = dict(_fields_)
 
 
 def test_values_are_written_in_the_words_of_the_api() -> None:
