@@ -38,7 +38,9 @@ class Map(MutableMapping[Any, Any]):
 
     Arrays of programs, maps, sockets and the like have the slots that are filled. Some of them the
     kernel shows to nobody (perf events, cgroups, AF_XDP sockets, sockets with values of 4 bytes):
-    they read as what this object wrote. Keys and values are of ``key_type`` and ``value_type`` and
+    they read as what this object wrote. Of a sockhash with such values all keys are there, whoever
+    entered the sockets: ``key in m``, ``list(m)`` and ``len(m)`` tell, and ``m[key]`` is a KeyError
+    where a program did. Keys and values are of ``key_type`` and ``value_type`` and
     take whatever :func:`bpfunit.values.records.coerce` turns into them; bytes where no type is
     known. A per-CPU map's value is a list with one value for each possible CPU. A socket-storage
     map is keyed by a socket.
@@ -87,6 +89,8 @@ class Map(MutableMapping[Any, Any]):
         self.touched: deque[tuple[str, Any, Any]] = deque(maxlen=100)
         self._sparse = self.type in uapi.SPARSE_MAPS
         self._placed: dict[bytes, bytes] = {}  # slots that we filled and the kernel does not show
+        # a sockhash with values of 4 bytes: the kernel walks its entries and shows none of them
+        self._keys_only = self.type == MapType.SOCKHASH and self.value_size != 8
 
     @classmethod
     def from_fd(cls, fd: int, key_type: Any = None, value_type: Any = None) -> Map:
@@ -241,6 +245,8 @@ class Map(MutableMapping[Any, Any]):
         self.touched.append(("del", key, None))
 
     def __contains__(self, key: object) -> bool:
+        if self._keys_only:
+            return self.encode_key(key) in self._raw_keys()
         return self.lookup(key) is not None
 
     def _raw_keys(self) -> Iterator[bytes]:
@@ -260,7 +266,8 @@ class Map(MutableMapping[Any, Any]):
     def _filled_keys(self) -> Iterator[bytes]:
         """Yield the keys that have a value: the kernel walks empty slots too."""
         for raw in self._raw_keys():
-            if not self._sparse or self.lookup(self.decode_key(raw)) is not None:
+            shown = not self._sparse or self._keys_only
+            if shown or self.lookup(self.decode_key(raw)) is not None:
                 yield raw
 
     def __iter__(self) -> Iterator[Any]:

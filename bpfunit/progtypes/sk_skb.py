@@ -7,7 +7,6 @@ passed on, dropped, or redirected to another socket.
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import struct
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple, cast
 from bpfunit._sys.sockets import tcp_pair
 from bpfunit._sys.uapi import AttachType, ProgType
 from bpfunit.progtypes.base import ContextError, ProgramType, RawOutcome, Request, register
-from bpfunit.progtypes.packet import PacketResult
+from bpfunit.progtypes.sockmap import RedirectResult
 from bpfunit.runs.bulk import BulkRun
 from bpfunit.runs.program import Program
 
@@ -48,12 +47,12 @@ def _answer(data: bytes) -> _Answer:
     return _Answer(*_RESULT.unpack_from(data))
 
 
-class SkSkbResult(PacketResult):
+class SkSkbResult(RedirectResult):
     """The outcome of a run of an sk_skb program."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._answer = _answer(self.outcome.data)
+        self.redirect_target = self._answer = _answer(self.outcome.data)
 
     @property
     def data(self) -> bytes:
@@ -87,10 +86,6 @@ class SkSkbResult(PacketResult):
     def tc_index(self) -> int:
         """``skb->tc_index`` after the run."""
         return self._answer.tc_index
-
-    def redirected_to(self, sock: socket.socket) -> bool:
-        """Tell whether the program redirects to this socket."""
-        return self.verdict == "redirect" and self._answer.inode == os.fstat(sock.fileno()).st_ino
 
 
 class SkSkbRun(BulkRun):
