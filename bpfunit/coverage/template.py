@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import sys
 from collections.abc import Sequence
 
 from bpfunit._sys import bpf, uapi
@@ -75,7 +76,7 @@ def _constants(insns: bytes, slots: Sequence[int]) -> tuple[bytes, ...]:
     """Return the values of the maps of constants, by which the verifier decides what is dead."""
     starts = [slot * SLOT_SIZE + _IMM.start for slot in slots]
     descriptors = dict.fromkeys(
-        int.from_bytes(insns[start : start + 4], "little") for start in starts
+        int.from_bytes(insns[start : start + 4], sys.byteorder) for start in starts
     )
     found = []
     for fd in descriptors:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -88,7 +89,7 @@ def _set(sock: socket.socket, option: tuple[int, int], value: bytes) -> None:
     level, number = option
     try:
         if option in _FORCED:  # what is read is twice what was set (socket(7))
-            sock.setsockopt(level, _FORCED[option], int.from_bytes(value, "little") // 2)
+            sock.setsockopt(level, _FORCED[option], int.from_bytes(value, sys.byteorder) // 2)
         else:
             sock.setsockopt(level, number, value)
     except OSError:

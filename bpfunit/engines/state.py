@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
@@ -115,7 +116,7 @@ class ProgramState:
             one, key = maps[entry[0]], entry[1]
             if not key:
                 assert sock is not None  # take() finds storage for a socket only
-                key = sock.fileno().to_bytes(4, "little")
+                key = sock.fileno().to_bytes(4, sys.byteorder)
             if entry in wanted:
                 one.update_raw(key, wanted[entry])
             else:
@@ -152,7 +153,7 @@ def _programs_in(array: Map) -> Iterator[int]:
     """Yield the ids of the programs in an array; a lookup from user space gives the id."""
     for index in range(array.max_entries):
         if raw := array.lookup(index):
-            yield int.from_bytes(raw, "little")
+            yield int.from_bytes(raw, sys.byteorder)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import os
 import re
 import stat
 import struct
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -152,7 +153,7 @@ class DeviceType(ProgramType):
 
     def decode(self, retval: int, ctx: bytes, data: bytes, duration_ns: int | None) -> RawOutcome:
         """Take the errno out of ``struct bpfunit_result``."""
-        verdict = int.from_bytes(data[:4], "little", signed=True)
+        verdict = int.from_bytes(data[:4], sys.byteorder, signed=True)
         return RawOutcome(retval, ctx, duration_ns, b"", -verdict)
 
     def make_live_calls(self, cgroup: Cgroup) -> LiveCalls:
@@ -162,7 +163,7 @@ class DeviceType(ProgramType):
 
 # The observer's record: the thread to watch, how often it came by, what the hook would return so
 # far (5.18), and the context.
-_RECORD = struct.Struct("<QIi3I")
+_RECORD = struct.Struct("=QIi3I")
 _SEEN, _RETVAL, _CTX = 8, 12, 16
 _CURRENT_PID_TGID, _KTIME_GET_NS, _GET_RETVAL = 14, 5, 186  # enum bpf_func_id
 

@@ -7,6 +7,7 @@ the kernel would refuse: a helper that returns a pointer or NULL can only be stu
 from __future__ import annotations
 
 import struct
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -82,7 +83,7 @@ class HelperStub(ABC):
     @property
     def calls(self) -> int:
         """How many calls the stub has answered since it was made or `reset`."""
-        count: int = struct.unpack_from("<Q", self._state.memory, _CALLS)[0]
+        count: int = struct.unpack_from("=Q", self._state.memory, _CALLS)[0]
         return count
 
     def reset(self) -> None:
@@ -185,7 +186,7 @@ def _source_line(program: ProgramCode, index: int) -> str:
 def _as_u64(helper: str, value: int) -> bytes:
     if not -(1 << 63) <= value < 1 << 64:
         raise FaultError(f"stub {helper}: {value} does not fit a 64-bit return value")
-    return struct.pack("<Q", value & (1 << 64) - 1)
+    return struct.pack("=Q", value & (1 << 64) - 1)
 
 
 class ConstantStub(HelperStub):
@@ -197,7 +198,7 @@ class ConstantStub(HelperStub):
     """
 
     def __init__(self, helper: str, returns: int, **where: Any) -> None:
-        self._returns = int.from_bytes(_as_u64(helper, returns), "little")
+        self._returns = int.from_bytes(_as_u64(helper, returns), sys.byteorder)
         super().__init__(helper, **where)
 
     def _answer(self) -> Sequence[Insn]:
@@ -231,7 +232,7 @@ class SequenceStub(HelperStub):
                 f"found {len(values)}"
             )
         data = b"".join(_as_u64(self.helper, value) for value in values)
-        self._state.write(_SWITCH_SIZE, struct.pack("<Q", len(values)) + data)
+        self._state.write(_SWITCH_SIZE, struct.pack("=Q", len(values)) + data)
         self.reset()
 
     def _answer(self) -> Sequence[Insn]:

@@ -7,8 +7,9 @@ What does not fit (an unknown field, a number out of range) is an error that say
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from bpfunit.errors import FieldError, FieldValueError
 from bpfunit.values.net import IP
@@ -29,19 +30,35 @@ class BitField:
     """Descriptor of a C bit-field, placed by its bit offset alone.
 
     ctypes lays bit-fields out by rules that differ between compilers and Python versions; BTF says
-    where the bits are, so this reads and writes exactly those (little-endian numbering).
+    where the bits are, so this reads and writes exactly those. Offsets count from a byte's lowest
+    bit where the byte order is little-endian, and from its highest where it is big-endian.
+
+    Args:
+        name: of the field.
+        bit_offset: from the record's first bit.
+        bits: how many there are.
+        signed: whether the highest is a sign.
+        order: the byte order, by default this machine's.
     """
 
-    def __init__(self, name: str, bit_offset: int, bits: int, signed: bool) -> None:
-        self.name, self.bits, self.signed = name, bits, signed
-        self.first, self.shift = divmod(bit_offset, 8)
-        self.length = (self.shift + bits + 7) // 8
+    def __init__(
+        self,
+        name: str,
+        bit_offset: int,
+        bits: int,
+        signed: bool,
+        order: Literal["little", "big"] = sys.byteorder,
+    ) -> None:
+        self.name, self.bits, self.signed, self.order = name, bits, signed, order
+        self.first, before = divmod(bit_offset, 8)
+        self.length = (before + bits + 7) // 8
+        self.shift = before if order == "little" else 8 * self.length - before - bits
 
     def __get__(self, record: Any, owner: Any = None) -> Any:
         if record is None:
             return self
         raw = ctypes.string_at(ctypes.addressof(record) + self.first, self.length)
-        value = int.from_bytes(raw, "little") >> self.shift & (1 << self.bits) - 1
+        value = int.from_bytes(raw, self.order) >> self.shift & (1 << self.bits) - 1
         return value - (1 << self.bits) if self.signed and value >> self.bits - 1 else value
 
     def __set__(self, record: Any, value: int) -> None:
@@ -53,10 +70,10 @@ class BitField:
                 f" of a {self.bits}-bit field"
             )
         address = ctypes.addressof(record) + self.first
-        whole = int.from_bytes(ctypes.string_at(address, self.length), "little")
+        whole = int.from_bytes(ctypes.string_at(address, self.length), self.order)
         mask = (1 << self.bits) - 1 << self.shift
         whole = whole & ~mask | (value << self.shift & mask)
-        ctypes.memmove(address, whole.to_bytes(self.length, "little"), self.length)
+        ctypes.memmove(address, whole.to_bytes(self.length, self.order), self.length)
 
 
 class _Record:

@@ -38,7 +38,7 @@ ALWAYS_PROCEED = frozenset(
 WORDS = 15
 
 # The record, in the one value of a memory-mapped array. A side is what one of the two sees.
-_SIDE = struct.Struct("<QII15I")  # stamp, seen, hook's return value so far, context
+_SIDE = struct.Struct("=QII15I")  # stamp, seen, hook's return value so far, context
 _COOKIE, _ARMED, _EXITS, _RETVAL = 0, 8, 12, 16
 _BEFORE, _BEHIND = 24, 24 + 80
 _STAMP, _SEEN, _HOOK, _CTX = 0, 8, 12, 16
@@ -129,7 +129,7 @@ def _main_function(prog_fd: int) -> int:
         func_info=ctypes.addressof(records),
     )
     bpf.object_info("read program info", prog_fd, wanted)
-    return int(struct.unpack_from("<II", records)[1])
+    return int(struct.unpack_from("=II", records)[1])
 
 
 class _TracepointAttr(ctypes.Structure):
@@ -228,7 +228,7 @@ class Probes:
 
     def arm(self, cookie: int) -> None:
         """Forget what was seen, and watch the socket with this cookie (``SO_COOKIE``)."""
-        self._memory[:_SIZE] = struct.pack("<Q", cookie).ljust(_SIZE, b"\0")
+        self._memory[:_SIZE] = struct.pack("=Q", cookie).ljust(_SIZE, b"\0")
 
     def disarm(self) -> None:
         """Let every socket pass: no socket has the cookie 0."""
@@ -249,7 +249,7 @@ class Probes:
                 f"watch the hook: expected one passage, saw {before[1]} before and {behind[1]}"
                 " behind the program; let no other thread use the socket during the run"
             )
-        exits, retval = struct.unpack_from("<II", raw, _EXITS)
+        exits, retval = struct.unpack_from("=II", raw, _EXITS)
         sides = [Side(s[0], s[2] if self.with_retval else None, s[3:]) for s in (before, behind)]
         return Sighting(sides[0], sides[1], retval if exits else None)
 

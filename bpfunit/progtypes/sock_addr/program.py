@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -203,7 +204,7 @@ class SockAddrType(ProgramType):
         """Return ``ctx_in`` with the socket's descriptor in it, and ``data_in``."""
         ctx = request.ctx
         if ctx is not None and request.sock is not None and len(ctx) >= SOCK_ADDR_SIZE:
-            fd = request.sock.fileno().to_bytes(8, "little", signed=True)
+            fd = request.sock.fileno().to_bytes(8, sys.byteorder, signed=True)
             ctx = ctx[:_SK] + fd + ctx[_SK + 8 :]
         return ctx, request.data
 
@@ -213,7 +214,7 @@ class SockAddrType(ProgramType):
 
     def decode(self, retval: int, ctx: bytes, data: bytes, duration_ns: int | None) -> RawOutcome:
         """Take the errno out of ``struct bpfunit_result``."""
-        verdict = int.from_bytes(data[:4], "little", signed=True)
+        verdict = int.from_bytes(data[:4], sys.byteorder, signed=True)
         return RawOutcome(retval, ctx, duration_ns, b"", -verdict)
 
     def call_leaves_traces(self, attach_type: int) -> bool:
