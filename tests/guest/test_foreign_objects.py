@@ -109,6 +109,10 @@ def test_array_of_megabytes_is_a_variable(variables: Object) -> None:
 
 
 def test_section_with_a_lock_that_the_kernel_maps_for_nobody_is_read(bpf_load: Load) -> None:
+    if kernel() < (6, 1):  # 5.10 takes a lock in no data section
+        with pytest.raises(VerifierError, match=r"data\.guarded' is not a struct type"):
+            bpf_load(compiled("guarded"))
+        return
     obj = bpf_load(compiled("guarded"))
     obj.programs.count.run("10.1.1.1:80")
     obj.programs.count.run("10.1.1.1:80")
