@@ -245,7 +245,7 @@ def _delete_all(target: Map, keys: Sequence[bytes]) -> None:
     """Delete raw keys; one that the program under test has deleted already does not matter."""
     for raw in keys:
         buffer = ctypes.create_string_buffer(raw, len(raw))
-        attr = MapElemAttr(map_fd=target.fd, key=ctypes.addressof(buffer))
+        attr = MapElemAttr(map_fd=target.descriptor, key=ctypes.addressof(buffer))
         bpf.call(Cmd.MAP_DELETE_ELEM, attr)
 
 

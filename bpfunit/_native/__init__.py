@@ -1,4 +1,4 @@
-"""The two loops that Python is too slow for, in C, compiled on first use and cached.
+"""The loops that Python is too slow for, in C, compiled on first use and cached.
 
 The host compiles it before a guest starts, so that the guest finds it in the cache.
 """
@@ -13,13 +13,14 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from enum import IntEnum
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from bpfunit._paths import cache_dir
 
-_SOURCES = [Path(__file__).with_name(name) for name in ("bulk.c", "explore.c")]
+_SOURCES = [Path(__file__).with_name(name) for name in ("bulk.c", "explore.c", "rewind.c")]
 _COMPILERS = ("cc", "gcc", "clang")
 PATH_VARIABLE = "BPFUNIT_NATIVE"
 _TIMEOUT_S = 120  # a loaded machine under emulation; one file takes a second natively
@@ -124,6 +125,36 @@ class Job(ctypes.Structure):
     ]
 
 
+class RewoundMap(ctypes.Structure):
+    """``struct rewound_map`` of ``rewind.c``."""
+
+    _fields_ = [
+        ("fd", _i32),
+        ("way", _u32),
+        ("key_size", _u32),
+        ("value_size", _u32),
+        ("max_entries", _u32),
+        ("known", _i32),
+        ("keys", _ptr),
+        ("initial", _ptr),
+        ("memory", ctypes.c_int64),
+        ("frozen", _i32),
+        ("error", _i32),
+    ]
+
+
+class Way(IntEnum):
+    """``enum way`` of ``rewind.c``."""
+
+    BATCH = 0
+    WALK = 1
+    SLOTS = 2
+    POP = 3
+    ELEMENTS = 4
+    SOCKETS = 5
+    DRAINED = 6
+
+
 def library_path() -> Path:
     """Return where the compiled loops are, or would be; the name has the sources' hash.
 
@@ -164,22 +195,50 @@ def build() -> Path | None:
     return target
 
 
-def _function(name: str, job: type[ctypes.Structure]) -> Any:
+@lru_cache(maxsize=1)
+def _library() -> Any:
     path = build()
-    if path is None:
+    return None if path is None else ctypes.CDLL(str(path))
+
+
+def _function(name: str, *arguments: Any, result: Any = _u64) -> Any:
+    library = _library()
+    if library is None:
         return None
-    function = getattr(ctypes.CDLL(str(path)), name)
-    function.argtypes, function.restype = [ctypes.POINTER(job), _u64], _u64
+    function = getattr(library, name)
+    function.argtypes, function.restype = arguments, result
     return function
 
 
 @lru_cache(maxsize=1)
 def run_many() -> Any:
     """Return the function of ``bulk.c``, None where it cannot be had."""
-    return _function("bpfunit_run_many", Job)
+    return _function("bpfunit_run_many", ctypes.POINTER(Job), _u64)
 
 
 @lru_cache(maxsize=1)
 def explore() -> Any:
     """Return the function of ``explore.c``, None where it cannot be had."""
-    return _function("bpfunit_explore", Exploration)
+    return _function("bpfunit_explore", ctypes.POINTER(Exploration), _u64)
+
+
+@lru_cache(maxsize=1)
+def rewind() -> Any:
+    """Return the function of ``rewind.c``, None where it cannot be had."""
+    return _function("bpfunit_rewind", _ptr, _u32, result=_u32)
+
+
+def map_state(fd: int) -> tuple[int, int]:
+    """Return what the kernel says of a map: the bytes accounted to it, and whether it is frozen.
+
+    Either is -1 where this kernel does not say it.
+
+    Raises:
+        OSError: there is no such descriptor.
+    """
+    library = _library()
+    memory, frozen = ctypes.c_int64(), _i32()
+    error = library.bpfunit_map_state(_i32(fd), ctypes.byref(memory), ctypes.byref(frozen))
+    if error:
+        raise OSError(error, os.strerror(error))
+    return memory.value, frozen.value

@@ -266,7 +266,7 @@ class Writer:
 
     def _globals(self, number: int, value: bytes) -> Iterator[str]:
         section, initial = self._facts.maps[number].name, self._facts.maps[number].initial
-        for name, found in self._object._sections.variables.items():
+        for name, found in self._object.sections.variables.items():
             variable = found[0]
             start, end = variable.offset, variable.offset + variable.size
             if variable.section == section and value[start:end] != initial[start:end]:

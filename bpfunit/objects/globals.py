@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -53,7 +54,6 @@ class Sections:
         source: the object's name, for errors.
         types: its types.
         handles: libbpf's maps of its data sections, by section (``.data``).
-        close_later: takes what has to be called when the object is closed.
     """
 
     def __init__(
@@ -61,10 +61,9 @@ class Sections:
         source: str,
         types: Types,
         handles: Mapping[str, int],
-        close_later: Callable[[Callable[[], None]], object],
     ) -> None:
         self._source, self._types, self._handles = source, types, handles
-        self._close_later = close_later
+        self._closed = False
         # .maps, .ksyms and the like hold no variable of the program's
         self.variables = {
             name: found for name, found in types.variables.items() if found[0].section in handles
@@ -73,7 +72,39 @@ class Sections:
         self._mapped: dict[str, mmap.mmap | None] = {}
         self._chosen: dict[str, bytes] = {}  # of .kconfig, which libbpf fills as it loads
 
+    def descriptors(self) -> dict[str, int]:
+        """Return the maps that sections became with the load, by section: ``.data``."""
+        lib = libbpf.lib()
+        return {name: lib.bpf_map__fd(handle) for name, handle in self._handles.items()}
+
+    @property
+    def overrides_configuration(self) -> bool:
+        """Whether values were chosen for externs that libbpf fills."""
+        return bool(self._chosen)
+
+    def close(self) -> None:
+        """Unmap the sections; no variable can be read or written any more."""
+        self._closed = True
+        for mapped in self._mapped.values():
+            if mapped is not None:
+                mapped.close()
+        self._mapped.clear()
+
+    def renewed(self) -> Sections:
+        """Return the same sections as another object, and be dead from now on."""
+        other = object.__new__(Sections)
+        other.__dict__.update(self.__dict__)
+        other._mapped = {}
+        self._mapped, mapped = {}, self._mapped
+        self._closed = True
+        for one in filter(None, mapped.values()):
+            one.close()
+        return other
+
     def _place(self, name: str) -> tuple[Variable, Any]:
+        if self._closed:
+            operation = f"look up global {name} of {self._source}"
+            raise SyscallError(operation, errno.EBADF, "its object is closed")
         found = self.variables.get(name)
         if found is None:
             raise NotFoundError(f"look up global in {self._source}", name, sorted(self.variables))
@@ -162,7 +193,6 @@ class Sections:
                         ) from None
                 else:
                     self._mapped[section] = mapped
-                    self._close_later(mapped.close)
         return self._mapped[section]
 
     def _element(self, section: str) -> bytes:

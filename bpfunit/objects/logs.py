@@ -73,9 +73,9 @@ class RingBuffers:
             callback = libbpf.RING_SAMPLE_FN(self._collector(ring.name))
             self._callbacks.append(callback)
             if self._handle:
-                lib.ring_buffer__add(self._handle, ring.fd, callback, None)
+                lib.ring_buffer__add(self._handle, ring.descriptor, callback, None)
             else:
-                self._handle = lib.ring_buffer__new(ring.fd, callback, None, None)
+                self._handle = lib.ring_buffer__new(ring.descriptor, callback, None, None)
 
     def _collector(self, name: str) -> Callable[[int, int, int], int]:
         def collect(_ctx: int, data: int, size: int) -> int:
@@ -121,7 +121,9 @@ class PerfBuffers:
         for one in maps:
             callback = libbpf.PERF_SAMPLE_FN(self._collector(one.name))
             self._callbacks.append(callback)
-            made = libbpf.lib().perf_buffer__new(one.fd, self._PAGES, callback, None, None, None)
+            made = libbpf.lib().perf_buffer__new(
+                one.descriptor, self._PAGES, callback, None, None, None
+            )
             self._handles.append(made)
 
     def _collector(self, name: str) -> Callable[[int, int, int, int], None]:

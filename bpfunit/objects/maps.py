@@ -10,15 +10,17 @@ import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
-from typing import Any
+from typing import Any, Protocol
 
 from bpfunit._sys import bpf, libbpf, uapi
 from bpfunit._sys.uapi import Cmd, MapType
 from bpfunit.errors import ENOTSUPP, FieldValueError, SyscallError
 from bpfunit.values import records
+from bpfunit.values.encoders import encoder
 
 # for a slot of which the kernel tells nobody what it holds; ENOSPC: 4 bytes hold no socket's cookie
 _NOT_SHOWN = (ENOTSUPP, errnos.EOPNOTSUPP, errnos.ENOSPC)
+_NOTED = 1000  # keys: to delete more one by one costs more than to look for them
 _BATCH = 16384  # entries per system call: a few megabytes at most, and a signal is not kept waiting
 
 
@@ -31,6 +33,13 @@ class _Buffers(threading.local):
         self.attr = uapi.MapElemAttr(
             key=ctypes.addressof(self.key), value=ctypes.addressof(self.value)
         )
+
+
+class Owner(Protocol):
+    """Whoever has to know what became of an object's maps and programs."""
+
+    def note_escape(self, reason: str) -> None:
+        """Learn that something may have been done to the object that nobody can see."""
 
 
 class Map(MutableMapping[Any, Any]):
@@ -51,6 +60,12 @@ class Map(MutableMapping[Any, Any]):
         key_type: ctypes type of the key, None for bytes.
         value_type: ctypes type of the value, None for bytes.
         owned: close the descriptor with the map.
+
+    Attributes:
+        descriptor: the same as ``fd``, for calls that leave nothing behind.
+        written: the bytes of the keys that were written through this object, where somebody wants
+            to know; None where nobody does, or when they are too many.
+        owner: who wants to know when the map's descriptor or number is read.
     """
 
     def __init__(
@@ -63,12 +78,12 @@ class Map(MutableMapping[Any, Any]):
         owned: bool = False,
     ) -> None:
         info = bpf.object_info(f"inspect map {name or fd}", fd, uapi.MapInfo())
-        self.fd = fd
+        self.descriptor = fd
         self.name = name or info.name.decode()
         self.type: int = _map_type(info.type)
         self.key_size, self.value_size = int(info.key_size), int(info.value_size)
         self.max_entries = int(info.max_entries)
-        self.id, self.flags = int(info.id), int(info.map_flags)
+        self._id, self.flags = int(info.id), int(info.map_flags)
         self.percpu = self.type in uapi.PERCPU_MAPS
         self._owned = owned
         if key_type is None and (self.type in uapi.INDEXED_MAPS or self._is_storage()):
@@ -87,10 +102,32 @@ class Map(MutableMapping[Any, Any]):
         self._buffers = _Buffers(self.key_size or 1, self._value_stride)
         # what the test wrote, for failure reports; bounded, a property test writes without end
         self.touched: deque[tuple[str, Any, Any]] = deque(maxlen=100)
+        self.written: set[bytes] | None = None
+        self.owner: Owner | None = None
         self._sparse = self.type in uapi.SPARSE_MAPS
         self._placed: dict[bytes, bytes] = {}  # slots that we filled and the kernel does not show
         # a sockhash with values of 4 bytes: the kernel walks its entries and shows none of them
         self._keys_only = self.type == MapType.SOCKHASH and self.value_size != 8
+
+    @property
+    def fd(self) -> int:
+        """The descriptor, -1 once the map is closed.
+
+        Who has it can do anything with the map: an object whose descriptors were read is not kept
+        for another test.
+        """
+        self._note_escape("descriptor")
+        return self.descriptor
+
+    @property
+    def id(self) -> int:
+        """The kernel's number of the map."""
+        self._note_escape("number")
+        return self._id
+
+    def _note_escape(self, what: str) -> None:
+        if self.owner is not None and self.descriptor >= 0:
+            self.owner.note_escape(f"the {what} of a map was read")
 
     @classmethod
     def from_fd(cls, fd: int, key_type: Any = None, value_type: Any = None) -> Map:
@@ -116,10 +153,32 @@ class Map(MutableMapping[Any, Any]):
     def close(self) -> None:
         """Close the descriptor when the map owns it; either way the map is dead then."""
         if self._owned:
-            os.close(self.fd)
+            os.close(self.descriptor)
             self._owned = False
         # the number may be someone else's by now: every later call shall fail with EBADF
-        self.fd = -1
+        self.descriptor = -1
+
+    @property
+    def value_stride(self) -> int:
+        """The bytes of a value as the kernel copies it, those of all possible CPUs."""
+        return self._value_stride
+
+    def renewed(self) -> Map:
+        """Return the same map as another object, and be dead from now on."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other.touched = deque(maxlen=self.touched.maxlen)
+        other._placed = {}
+        other.written = None
+        self._owned = False
+        self.close()
+        return other
+
+    def _note_written(self, keys: Iterable[bytes]) -> None:
+        if self.written is not None:
+            self.written.update(keys)
+            if len(self.written) > _NOTED:
+                self.written = None
 
     # -- encoding
 
@@ -135,7 +194,7 @@ class Map(MutableMapping[Any, Any]):
                     f" with map_types={{{self.name!r}: (key type, value type)}}; found {value!r}"
                 )
             return raw
-        return records.encode(f"map {self.name}, {role}", ctype, value)
+        return encoder(ctype)(f"map {self.name}, {role}", value)
 
     def encode_key(self, key: Any) -> bytes:
         """Return the key's bytes as the kernel sees them."""
@@ -145,8 +204,8 @@ class Map(MutableMapping[Any, Any]):
 
     def encode_value(self, value: Any) -> bytes:
         """Return the value's bytes as the kernel sees them, all CPUs of a per-CPU map."""
-        if self.type in uapi.FD_MAPS and hasattr(value, "fd"):
-            value = value.fd
+        if self.type in uapi.FD_MAPS and not isinstance(value, (int, bytes)):
+            value = self._descriptor_of(value)
         if self.type in uapi.SOCKET_MAPS and hasattr(value, "fileno"):
             value = value.fileno()
         if not self.percpu:
@@ -158,6 +217,12 @@ class Map(MutableMapping[Any, Any]):
             )
         parts = (self._encode("value", self.value_type, self.value_size, v) for v in values)
         return b"".join(part.ljust(self._stride, b"\0") for part in parts)
+
+    def _descriptor_of(self, value: Any) -> Any:
+        # what one object puts into its own slots stays in it
+        if self.owner is not None and getattr(value, "owner", None) is self.owner:
+            return value.descriptor
+        return getattr(value, "fd", value)
 
     def decode_key(self, raw: bytes) -> Any:
         """Return a key from the kernel's bytes."""
@@ -176,7 +241,7 @@ class Map(MutableMapping[Any, Any]):
         """Return this thread's buffers, with the key written."""
         buffers = self._buffers
         ctypes.memmove(buffers.key, self.encode_key(key), self.key_size)
-        buffers.attr.map_fd, buffers.attr.flags = self.fd, 0
+        buffers.attr.map_fd, buffers.attr.flags = self.descriptor, 0
         return buffers
 
     def _error(self, operation: str, errno: int) -> SyscallError:
@@ -189,7 +254,7 @@ class Map(MutableMapping[Any, Any]):
 
     def _access(self) -> str:
         """Return what the map's flags keep user space from; they are the descriptor's own."""
-        access = fcntl.fcntl(self.fd, fcntl.F_GETFL) & os.O_ACCMODE
+        access = fcntl.fcntl(self.descriptor, fcntl.F_GETFL) & os.O_ACCMODE
         return {
             os.O_WRONLY: "the map has BPF_F_WRONLY: user space may write it and not read",
             os.O_RDONLY: "the map has BPF_F_RDONLY: user space may read it and not write",
@@ -226,6 +291,8 @@ class Map(MutableMapping[Any, Any]):
         result = bpf.call(Cmd.MAP_UPDATE_ELEM, buffers.attr)
         if result < 0:
             raise self._error("update map", -result)
+        if self.written is not None:
+            self._note_written((buffers.key.raw,))
         if self._sparse:
             self._placed[buffers.key.raw] = raw
         self.touched.append(("set", key, value))
@@ -235,7 +302,7 @@ class Map(MutableMapping[Any, Any]):
 
     def __delitem__(self, key: Any) -> None:
         buffers = self._buffers_for(key)
-        attr = uapi.MapElemAttr(map_fd=self.fd, key=ctypes.addressof(buffers.key))
+        attr = uapi.MapElemAttr(map_fd=self.descriptor, key=ctypes.addressof(buffers.key))
         result = bpf.call(Cmd.MAP_DELETE_ELEM, attr)
         if result == -errnos.ENOENT:
             raise KeyError(key)
@@ -251,7 +318,7 @@ class Map(MutableMapping[Any, Any]):
 
     def _raw_keys(self) -> Iterator[bytes]:
         following = ctypes.create_string_buffer(self.key_size)
-        attr = uapi.MapElemAttr(map_fd=self.fd, value=ctypes.addressof(following))
+        attr = uapi.MapElemAttr(map_fd=self.descriptor, value=ctypes.addressof(following))
         current = ctypes.create_string_buffer(self.key_size)
         while True:
             result = bpf.call(Cmd.MAP_GET_NEXT_KEY, attr)
@@ -328,6 +395,10 @@ class Map(MutableMapping[Any, Any]):
                 f" are not the same number of {self.key_size}-byte keys and {size}-byte values"
             )
         self.touched.append(("bulk", count, None))
+        if count > _NOTED:
+            self.written = None
+        elif self.written is not None:
+            self._note_written(_slot(bytes(key_bytes), i, self.key_size) for i in range(count))
         for start in range(0, count, _BATCH):
             n = min(_BATCH, count - start)
             key_part = bytes(key_bytes[start * self.key_size : (start + n) * self.key_size])
@@ -336,7 +407,7 @@ class Map(MutableMapping[Any, Any]):
 
     def _update_batch(self, keys: bytes, values: bytes, count: int) -> None:
         attr = uapi.MapBatchAttr(
-            keys=_address(keys), values=_address(values), count=count, map_fd=self.fd
+            keys=_address(keys), values=_address(values), count=count, map_fd=self.descriptor
         )
         result = bpf.call(Cmd.MAP_UPDATE_BATCH, attr) if count > 1 else -ENOTSUPP
         if result >= 0:
@@ -344,7 +415,7 @@ class Map(MutableMapping[Any, Any]):
         if -result not in (ENOTSUPP, errnos.EOPNOTSUPP, errnos.EINVAL):
             raise self._error(f"update map (entry {attr.count} of the batch)", -result)
         size, buffers = self._value_stride, self._buffers
-        buffers.attr.map_fd, buffers.attr.flags = self.fd, 0
+        buffers.attr.map_fd, buffers.attr.flags = self.descriptor, 0
         for i in range(count):
             ctypes.memmove(buffers.key, _slot(keys, i, self.key_size), self.key_size)
             ctypes.memmove(buffers.value, _slot(values, i, size), size)
@@ -378,7 +449,7 @@ class Map(MutableMapping[Any, Any]):
             out_batch=ctypes.addressof(position),
             keys=ctypes.addressof(keys),
             values=ctypes.addressof(values),
-            map_fd=self.fd,
+            map_fd=self.descriptor,
         )
         while True:
             attr.count = capacity

@@ -42,6 +42,7 @@ _loading = threading.RLock()
 _OPCODE_AND_SOURCE = 0xF0FF
 _LOAD_MAP_FD = asm.PSEUDO_MAP_FD << 12 | asm.LD_IMM64
 _CALL_HELPER = asm.JMP | asm.CALL
+_CALL_KERNEL = asm.PSEUDO_KFUNC << 12 | _CALL_HELPER
 
 
 class Object:
@@ -53,11 +54,15 @@ class Object:
         maps: its maps by name.
         programs: its programs by name.
         globals: its global variables.
+        helpers: the numbers of the kernel's helpers that its programs call.
+        calls_kernel: whether they call functions of the kernel (kfuncs).
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.observation = Observation(Path(path).name)
+        self.helpers: set[int] = set()
+        self.calls_kernel = False
         self._resources = ExitStack()
         self._handle = 0
         self._types: ObjectTypes | None = None
@@ -67,6 +72,10 @@ class Object:
         self._maps: dict[str, Any] = {}
         self._programs: dict[str, Program] = {}
         self._not_loaded: dict[str, str] = {}
+        self._sections: Sections | None = None
+        self._name()
+
+    def _name(self) -> None:
         self.maps: Names[Any] = Names("map", self.path.name, self._maps)
         self.programs: Names[Any] = Names(
             "program", self.path.name, self._programs, self._not_loaded
@@ -108,7 +117,6 @@ class Object:
             self.path.name,
             self._types,
             dict(data_sections(self._handle)),
-            self._resources.callback,
         )
         self.globals = Globals(self._sections)
         if self._sections.asks_for_configuration:
@@ -147,7 +155,7 @@ class Object:
 
     def _load(self, passes: Sequence[Instrumentation]) -> None:
         lib = libbpf.lib()
-        with libbpf.captured_log(self._sections.extern_listener()) as messages:
+        with libbpf.captured_log(self.sections.extern_listener()) as messages:
             try:
                 if passes:
                     with callback.instrumented(self._handle, passes):
@@ -157,8 +165,8 @@ class Object:
             except SyscallError as error:
                 log = self._log[: self._log.find(b"\0")].decode(errors="replace")
                 raise load_failure(str(self.path), error.errno or 0, log, messages) from None
-        self._sections.loaded = True
-        self._sections.require_chosen()
+        self.sections.loaded = True
+        self.sections.require_chosen()
 
     def _collect(self, map_types: Mapping[str, Any], log_maps: Mapping[str, Any] | None) -> None:
         lib = libbpf.lib()
@@ -171,9 +179,10 @@ class Object:
             maps[name] = _map_class(lib.bpf_map__type(handle))(
                 lib.bpf_map__fd(handle), name, key, value
             )
+            maps[name].owner = self.observation
         for name in map_types:
             self.maps[name]  # a type for a map that does not exist is a mistake
-        by_fd = {m.fd: m for m in maps.values()}
+        by_fd = {m.descriptor: m for m in maps.values()}
         for handle in libbpf.each("bpf_object__next_program", self._handle):
             name = lib.bpf_program__name(handle).decode()
             if lib.bpf_program__fd(handle) < 0:
@@ -219,10 +228,19 @@ class Object:
             target = by_fd.get(fd)
             if isinstance(target, ProgArray):
                 target.users.append(program.ref)
+        self.helpers |= helpers
+        self.calls_kernel = self.calls_kernel or any(
+            word & _OPCODE_AND_SOURCE == _CALL_KERNEL for word in words
+        )
         self._prints = self._prints or bool(helpers & _PRINTK_HELPERS)
         self._sends = self._sends or bool(helpers & _PERF_OUTPUT_HELPERS)
 
-    _prints = _sends = False
+    _prints = _sends = _retired = False
+
+    @property
+    def prints(self) -> bool:
+        """Whether its programs call ``bpf_printk``."""
+        return self._prints
 
     def _observe(self, maps: list[Any], log_maps: Mapping[str, Any] | None) -> None:
         arrays = [m for m in maps if isinstance(m, ProgArray)]
@@ -242,14 +260,48 @@ class Object:
         if self._prints:
             self.observation.watch_printk()
 
+    # -- another test
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is loaded, and this Python object is the one that stands for it."""
+        return bool(self._handle)
+
+    @property
+    def sections(self) -> Sections:
+        """The memory of its global variables."""
+        assert self._sections is not None, "opened first"
+        return self._sections
+
+    def renewed(self) -> Object:
+        """Return the same loaded object with new Python objects for all that it has.
+
+        The old ones are dead then, as after :meth:`close`. What the maps hold is not touched.
+        """
+        other = object.__new__(Object)
+        other.__dict__.update(self.__dict__)
+        other._resources = self._resources.pop_all()
+        other._maps = {name: one.renewed() for name, one in self._maps.items()}
+        other._programs = {name: one.renewed() for name, one in self._programs.items()}
+        other._name()
+        other._sections = self.sections.renewed()
+        other.globals = Globals(other._sections)
+        other.observation.start_again(other._maps)
+        self._handle, self._retired = 0, True
+        return other
+
     # -- the end
 
     def close(self) -> None:
         """Unload programs and maps; their Python objects are dead then."""
+        if self._retired:
+            return  # another object stands for what is loaded
         for array in self._maps.values():
             for spy in getattr(array, "spies", ()):
                 spy.close()
         self.observation.close()
+        if self._sections is not None:
+            self._sections.close()
         self._resources.close()
         for one in self._maps.values():
             one.close()
@@ -341,7 +393,7 @@ def load(
             Path(pin_root).mkdir(parents=True, exist_ok=True)
         obj._open(named_types(types), pin_root)
         for name, value in (globals or {}).items():
-            obj._sections.write(name, value)
+            obj.sections.write(name, value)
         if programs is not None:
             obj._select(programs)
         obj._resize(max_entries or {})

@@ -81,7 +81,7 @@ class QueueMap(Map):
     def _call(self, verb: str, command: Cmd, value: bytes, flags: int = 0) -> bytes | None:
         """Make one call and return the value's bytes after it, None when there was none."""
         buffer = ctypes.create_string_buffer(value, len(value))
-        attr = uapi.MapElemAttr(map_fd=self.fd, value=ctypes.addressof(buffer), flags=flags)
+        attr = uapi.MapElemAttr(map_fd=self.descriptor, value=ctypes.addressof(buffer), flags=flags)
         result = bpf.call(command, attr)
         if result == -errno.ENOENT:
             return None

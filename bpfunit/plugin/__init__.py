@@ -14,6 +14,7 @@ from bpfunit.plugin import options
 pytest_plugins = (
     "bpfunit.plugin.carry",
     "bpfunit.plugin.fixtures",
+    "bpfunit.plugin.reuse",
     "bpfunit.plugin.needs",
     "bpfunit.plugin.types",
     "bpfunit.plugin.coverage",

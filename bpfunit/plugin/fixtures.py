@@ -14,6 +14,7 @@ import pytest
 import bpfunit
 from bpfunit import _native
 from bpfunit.guest import in_guest
+from bpfunit.plugin import reuse
 from bpfunit.rewrite import ambient
 from bpfunit.runs import explain, observation
 from bpfunit.values.net import explain_difference
@@ -31,13 +32,23 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def bpf_load(request: pytest.FixtureRequest) -> Iterator[Callable[..., bpfunit.Object]]:
-    """Load objects that are closed when the test ends; arguments as of :func:`bpfunit.load`."""
-    if "no_bpf_leaks" in request.fixturenames:
+    """Load objects that are gone when the test ends; arguments as of :func:`bpfunit.load`.
+
+    With ``--bpf-reuse=yes`` an object of an earlier test may serve again, put back to what a fresh
+    load gives. It is dead for the test that had it, as a closed one is.
+    """
+    looks_for_leaks = "no_bpf_leaks" in request.fixturenames
+    if looks_for_leaks:
         request.getfixturevalue("no_bpf_leaks")  # so that it looks again after our objects are gone
+    pool = None if looks_for_leaks else reuse.pool(request.config)
     with ExitStack() as stack:
 
         def load(path: str | os.PathLike[str], **options: Any) -> bpfunit.Object:
-            return stack.enter_context(bpfunit.load(path, **options))
+            if pool is None:
+                return stack.enter_context(bpfunit.load(path, **options))
+            obj = pool.load(path, **options)
+            stack.callback(pool.give_back, obj)
+            return obj
 
         yield load
 
@@ -100,7 +111,19 @@ def _clean_bpffs() -> Iterator[None]:
 
 def _pins() -> list[Path]:
     """Return the pins and directories of the BPF file system, what lies deeper first."""
-    return sorted(_BPFFS.rglob("*"), reverse=True)
+    return [Path(path) for path in sorted(_below(str(_BPFFS)), reverse=True)]
+
+
+def _below(directory: str) -> Iterator[str]:
+    # every test looks twice, and finds nothing: Path.rglob alone takes as long as a run
+    try:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                yield entry.path
+                if entry.is_dir(follow_symlinks=False):
+                    yield from _below(entry.path)
+    except OSError:
+        return  # no such directory, or gone meanwhile
 
 
 @pytest.fixture

@@ -279,12 +279,12 @@ def _loop_in_c(
     count = len(result)
     stores = (_native.Storage * len(result.storages))()
     for slot, (store, values, present) in zip(stores, result.storages.values(), strict=True):
-        slot.map_fd, slot.value_size = store.fd, store.value_size
+        slot.map_fd, slot.value_size = store.descriptor, store.value_size
         slot.values, slot.present = ctypes.addressof(values), ctypes.addressof(present)
     of_type = program.program_type
     fields = of_type.socket_fields
     job = _native.Job(
-        prog_fd=program.fd,
+        prog_fd=program.descriptor,
         repeat=repeat,
         count=count,
         ctx_size=of_type.context_size,

@@ -32,6 +32,9 @@ class Observation:
     Args:
         name: the object's file name, for reports.
         engine: the name of the engine to run with, None for the process's choice.
+
+    Attributes:
+        escaped: how the object came into hands that nobody sees, "" when it did not.
     """
 
     def __init__(self, name: str = "", engine: str | None = None) -> None:
@@ -48,6 +51,7 @@ class Observation:
         self._traced = False
         self._recorders: dict[int, CallRecorder] = {}
         self._observer: ambient.RunObserver | None = None
+        self.escaped = ""
         self._events: dict[str, list[bytes]] = {}
         self._lines: list[str] = []
         self._resources = ExitStack()
@@ -64,6 +68,23 @@ class Observation:
         """
         with self._lock, ambient.one_run():
             yield
+
+    def note_escape(self, reason: str) -> None:
+        """Learn that something may have been done to the object that nobody can see."""
+        self.escaped = self.escaped or reason
+
+    def start_again(self, maps: dict[str, Map]) -> None:
+        """Observe the same object for another test.
+
+        Args:
+            maps: its maps as new objects.
+        """
+        self.said()
+        self._events, self._lines = {}, []
+        self.maps = maps
+        self.forget()
+        self._storages = [maps[one.name] for one in self._storages]
+        self._arrays = [one for one in maps.values() if isinstance(one, ProgArray)]
 
     def forget(self) -> None:
         """Empty the record of runs and of map changes."""
@@ -178,7 +199,7 @@ class Observation:
         if not records:
             return list
         held = {array.name: array.names() for array in self._arrays}
-        names: dict[str | int, str] = {array.fd: array.name for array in self._arrays}
+        names: dict[str | int, str] = {array.descriptor: array.name for array in self._arrays}
 
         def resolve(where: str | int, index: int) -> tuple[str, str | None]:
             name = names.get(where, str(where))

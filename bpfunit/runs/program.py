@@ -33,7 +33,6 @@ class Program:
 
     Attributes:
         program_type: what is known of its type.
-        id: the kernel's number of it.
     """
 
     result_class: ClassVar[type[Result]] = Result
@@ -48,7 +47,7 @@ class Program:
         observation: Observation | None = None,
     ) -> None:
         info = _info(fd, name)
-        self.id = int(info.id)
+        self._id = int(info.id)
         self.section = section
         self._attach_type = attach_type
         self.observation = observation or Observation()
@@ -101,8 +100,40 @@ class Program:
 
     @property
     def fd(self) -> int:
-        """The descriptor; -1 once the object is closed."""
+        """The descriptor; -1 once the object is closed.
+
+        Who has it can do anything with the program: an object whose descriptors were read is not
+        kept for another test.
+        """
+        self._note_escape("descriptor")
         return self.ref.fd
+
+    @property
+    def id(self) -> int:
+        """The kernel's number of the program."""
+        self._note_escape("number")
+        return self._id
+
+    @property
+    def descriptor(self) -> int:
+        """The same as ``fd``, for calls that leave nothing behind."""
+        return self.ref.fd
+
+    @property
+    def owner(self) -> Observation:
+        """Who wants to know when the program's descriptor or number is read."""
+        return self.observation
+
+    def _note_escape(self, what: str) -> None:
+        if self.ref.fd >= 0:
+            self.observation.note_escape(f"the {what} of a program was read")
+
+    def renewed(self: _Self) -> _Self:
+        """Return the same program as another object, and be dead from now on."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        self.let_go()
+        return other
 
     @property
     def name(self) -> str:
@@ -125,7 +156,7 @@ class Program:
         return self.ref.attach_type
 
     def __repr__(self) -> str:
-        return f"<program {self.name}: {self.section or self.program_type.name}, fd {self.fd}>"
+        return f"<program {self.name}: {self.section or self.program_type.name}, fd {self.ref.fd}>"
 
     def let_go(self) -> None:
         """Forget the descriptor, whose number may be someone else's by now."""

@@ -128,8 +128,9 @@ class CallRecorder:
 
     def _tag(self, where: str | int) -> int:
         """Return a number for records about this program array (name, or descriptor)."""
-        self._tags.append(where)
-        return len(self._tags) - 1
+        if where not in self._tags:
+            self._tags.append(where)
+        return self._tags.index(where)
 
     def take(self) -> bytes:
         """Return the records since the last take, for :meth:`decode`; `lost` did not fit."""
@@ -229,6 +230,12 @@ class Spy:
     def __init__(self, array: ProgArray, index: int, fd: int) -> None:
         self.array, self.index, self.fd = array, index, fd
         self.name = "spy"
+        self.owner = array.owner
+
+    @property
+    def descriptor(self) -> int:
+        """The same as ``fd``, as maps and programs have it."""
+        return self.fd
 
     def close(self) -> None:
         """Empty the slot, unless something else has been put there, and drop the program."""
@@ -276,6 +283,15 @@ class ProgArray(Map):
     def __delitem__(self, key: Any) -> None:
         super().__delitem__(key)
         self.contents.pop(int(key), None)
+
+    def renewed(self) -> ProgArray:
+        """Return the same array as another object, with empty slots; its spies are gone."""
+        for spy in self.spies:
+            spy.close()
+        other = super().renewed()
+        assert isinstance(other, ProgArray)
+        other.contents, other.spies = {}, []
+        return other
 
     def names(self) -> dict[int, str]:
         """Return the names of what the slots hold; empty slots are missing."""

@@ -114,6 +114,10 @@ class Types:
             position += 12 + fixed + each * vlen
         self._strings = strings
 
+    def mentions(self, name: str) -> bool:
+        """Whether anything at all has this name in the BTF: a type, a member, a tag."""
+        return b"\0" + name.encode() + b"\0" in self._strings
+
     def _name_at(self, offset: int) -> str:
         return self._strings[offset : self._strings.index(b"\0", offset)].decode()
 
