@@ -122,6 +122,37 @@ struct bpfunit_sk_skb_result {
 	__u64 target_inode; /* st_ino of the target's descriptor */
 };
 
+/* ---- cgroup_sockopt: the payload is the value of the option ---- */
+
+#define BPFUNIT_SOCKOPT_MAX 4096 /* bytes of the value, and of the caller's buffer */
+
+struct bpfunit_sockopt {
+	struct bpfunit_head head;
+	__s32 level;
+	__s32 optname;
+	__u32 room; /* getsockopt: bytes of the caller's buffer */
+	__s32 retval; /* getsockopt: what the kernel answered, 0 or a negative errno */
+	__u32 reserved[4];
+};
+
+enum bpfunit_sockopt_action {
+	BPFUNIT_SOCKOPT_KEEP, /* the kernel's, or the caller's, own value */
+	BPFUNIT_SOCKOPT_REPLACE, /* the first optlen of the bytes that follow instead */
+	BPFUNIT_SOCKOPT_BYPASS, /* setsockopt: the call ends with 0, and the kernel does nothing */
+};
+
+/* In data_out; the bytes between optval and optval_end follow, as the program left them. */
+struct bpfunit_sockopt_result {
+	__s32 err; /* what the hook hands to the system call */
+	__s32 level; /* these as the program left them */
+	__s32 optname;
+	__s32 optlen;
+	__s32 retval;
+	__u32 action; /* enum bpfunit_sockopt_action */
+	__u32 size; /* bytes that follow */
+	__u32 reserved;
+};
+
 /* ---- kprobe and tracepoint: the context is ctx_in, and this may be left out ---- */
 
 struct bpfunit_tracing {

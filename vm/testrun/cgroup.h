@@ -25,6 +25,16 @@ static inline void cgroup_rewind(struct cgroup_run *run, int retval)
 #endif
 }
 
+/* What bpf_get_retval() would return; 0 where nobody can ask. */
+static inline int cgroup_retval(const struct cgroup_run *run)
+{
+#ifdef HAVE_CG_RUN_RETVAL
+	return run->cg.retval;
+#else
+	return 0;
+#endif
+}
+
 void cgroup_enter(struct cgroup_run *run, struct bpf_prog *prog);
 void cgroup_leave(struct cgroup_run *run);
 int cgroup_errno(const struct cgroup_run *run, bool allowed);

@@ -25,6 +25,7 @@
 static const struct bpf_prog_ops equipment[] = {
 	[BPF_PROG_TYPE_CGROUP_SOCK_ADDR] = {.test_run = sock_addr_test_run},
 	[BPF_PROG_TYPE_CGROUP_DEVICE] = {.test_run = cgroup_device_test_run},
+	[BPF_PROG_TYPE_CGROUP_SOCKOPT] = {.test_run = cgroup_sockopt_test_run},
 	[BPF_PROG_TYPE_SOCK_OPS] = {.test_run = sock_ops_test_run},
 #ifdef CONFIG_NET_SOCK_MSG
 	[BPF_PROG_TYPE_SK_MSG] = {.test_run = sk_msg_test_run},
