@@ -1,0 +1,359 @@
+"""``cgroup_sockopt`` programs: the options of sockets (Linux 5.3), run by the module.
+
+One of ``cgroup/setsockopt`` sees what a caller asks for before the kernel does, and may change it,
+deny it or answer itself. One of ``cgroup/getsockopt`` sees what the kernel has answered.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any, NamedTuple, cast
+
+from bpfunit._sys.uapi import AttachType, ProgType
+from bpfunit.progtypes.base import (
+    ContextError,
+    ProgramRef,
+    ProgramType,
+    RawOutcome,
+    Request,
+    register,
+)
+from bpfunit.runs.bulk import BulkRun
+from bpfunit.runs.program import Program
+from bpfunit.runs.result import Result
+
+# struct bpfunit_sockopt, bpfunit_sockopt_result of vm/testrun/bpfunit_testrun.h
+_HEADER, _RESULT = struct.Struct("=4IiiIi16x"), struct.Struct("=5iII4x")
+_FD_OFFSET = 8
+_VERSION = 1  # BPFUNIT_TESTRUN_VERSION
+_KEEP, _REPLACE, _BYPASS = range(3)  # enum bpfunit_sockopt_action
+_MAX = 4096  # BPFUNIT_SOCKOPT_MAX
+_SET_ROOM_MIN = 16  # bytes that a program of setsockopt may write to at least
+_PYTHON_MAX = 1024  # the largest buffer of socket.getsockopt()
+_CALLS = {
+    "setsockopt": AttachType.CGROUP_SETSOCKOPT,
+    "getsockopt": AttachType.CGROUP_GETSOCKOPT,
+}
+_LEVELS = {"SOL_IPV6": 41, "SOL_MPTCP": 284, "SOL_NETLINK": 270, "SOL_UDP": 17}
+
+
+class _Answer(NamedTuple):
+    """``struct bpfunit_sockopt_result``."""
+
+    err: int
+    level: int
+    optname: int
+    optlen: int
+    retval: int
+    action: int
+    size: int
+
+
+def _answer(data: bytes) -> _Answer:
+    return _Answer(*_RESULT.unpack_from(data))
+
+
+def _verdict(answer: _Answer, retval: int) -> str:
+    if not retval:
+        return "deny"
+    return "bypass" if answer.action == _BYPASS else "allow"
+
+
+def _value(answer: _Answer, data: bytes, crafted: bytes) -> bytes:
+    if answer.action == _REPLACE:
+        return data[_RESULT.size :][: answer.optlen]
+    return crafted if answer.action == _KEEP and not answer.err else b""
+
+
+class SockoptResult(Result):
+    """The outcome of a run of a cgroup_sockopt program.
+
+    ``errno`` is what the system call ends with; of setsockopt 0 means that the kernel goes on, or
+    that the program has answered in its place (``verdict``).
+
+    Attributes:
+        optval_in: the value before the run: the caller's, or the kernel's answer.
+    """
+
+    def __init__(
+        self,
+        program: ProgramRef,
+        engine: str,
+        outcome: RawOutcome,
+        ctx_in: Any = None,
+        *,
+        header: bytes = b"",
+        optval_in: bytes = b"",
+    ) -> None:
+        super().__init__(program, engine, outcome, ctx_in)
+        self.optval_in = optval_in
+        self._answer = _answer(outcome.data)
+        *_, level, optname, _room, failure = _HEADER.unpack(header)
+        self._crafted = level, optname, -failure
+
+    @property
+    def verdict(self) -> str:
+        """What the program said: "allow", "deny", or "bypass", where the kernel is not asked.
+
+        Only setsockopt is bypassed: by ``optlen`` -1.
+        """
+        return _verdict(self._answer, self.retval)
+
+    @property
+    def level(self) -> int:
+        """The level after the run: the one that the kernel goes on with."""
+        return self._answer.level
+
+    @property
+    def optname(self) -> int:
+        """The option after the run: the one that the kernel goes on with."""
+        return self._answer.optname
+
+    @property
+    def optval(self) -> bytes:
+        """The value that the kernel sets, or that the caller of getsockopt gets.
+
+        b"" where the call fails, or the kernel is not asked. Linux before 5.18 gives a caller of
+        getsockopt the program's bytes even where the call fails.
+        """
+        return _value(self._answer, self.outcome.data, self.optval_in)
+
+    @property
+    def optlen(self) -> int:
+        """The length that goes with :attr:`optval`, in bytes."""
+        return len(self.optval)
+
+    @property
+    def ctx_optlen(self) -> int:
+        """``ctx->optlen`` as the program left it: -1 to bypass, 0 for the value as it was."""
+        return self._answer.optlen
+
+    @property
+    def ctx_retval(self) -> int:
+        """``ctx->retval``, or what ``bpf_set_retval()`` set: 0 or a negative errno."""
+        return self._answer.retval
+
+    @property
+    def untouched(self) -> bool:
+        """Whether level, option, value and outcome of the call are as they were."""
+        now = (self.level, self.optname, self.errno)
+        return (
+            self._answer.action != _BYPASS
+            and now == self._crafted
+            and (self.errno != 0 or self.optval == self.optval_in)
+        )
+
+    def describe(self) -> list[str]:
+        """Return what went in and came out as lines for the report of a failing test."""
+        level, optname, failure = self._crafted
+        return [
+            f"option in:  {_shown(level, optname, failure, self.optval_in)}",
+            f"option out: {_shown(self.level, self.optname, self.errno, self.optval)}"
+            f" ({'untouched' if self.untouched else 'changed'}), verdict {self.verdict}",
+        ]
+
+
+def _shown(level: int, optname: int, error: int, value: bytes) -> str:
+    more = " …" if len(value) > 64 else ""
+    failed = f", {errno.errorcode.get(error, error)}" if error else ""
+    return (
+        f"level {level}, optname {optname}{failed}, {len(value)} bytes: {value[:64].hex(' ')}{more}"
+    )
+
+
+class SockoptRun(BulkRun):
+    """One run of a bulk call of a cgroup_sockopt program."""
+
+    __slots__ = ()
+
+    @property
+    def verdict(self) -> str:
+        """As :attr:`SockoptResult.verdict`; "" for a run that was refused."""
+        answer = self.data
+        return _verdict(_answer(answer), self.retval) if answer else ""
+
+    @property
+    def changed(self) -> bytes | None:
+        """The value that the program puts in place of the crafted one, None where it does not."""
+        answer = self.data
+        if not answer or _answer(answer).action != _REPLACE:
+            return None
+        return _value(_answer(answer), answer, b"")
+
+
+class SockoptProgram(Program):
+    """A program that decides on options of sockets."""
+
+    result_class = SockoptResult
+    run_class = SockoptRun
+
+    @property
+    def call(self) -> str:
+        """The call that the program was loaded for: "setsockopt", "getsockopt"; "" if unknown."""
+        return {number: name for name, number in _CALLS.items()}.get(
+            AttachType(self.attach_type), ""
+        )
+
+    def run(
+        self,
+        call: str,
+        level: str | int,
+        optname: str | int,
+        optval: bytes | int | None = None,
+        *,
+        sock: socket.socket | None = None,
+        room: int | None = None,
+        failure: int = 0,
+        repeat: int = 1,
+        observe: bool = True,
+    ) -> SockoptResult:
+        """Run the program on a call of setsockopt(2) or getsockopt(2) and return what it did.
+
+        Nothing is set, and the socket stays as it is but for what the program does to it.
+
+        Args:
+            call: "setsockopt" or "getsockopt", for which the program was loaded.
+            level: a number, or its name: "SOL_SOCKET", "IPPROTO_TCP".
+            optname: a number, or its name: "SO_PRIORITY", "TCP_NODELAY".
+            optval: of setsockopt the caller's value; of getsockopt the kernel's answer, by default
+                what the kernel answers now for ``sock``. An int is one of C, four bytes in the
+                machine's order. Up to 4,096 bytes.
+            sock: the socket; of any family. By default a fresh TCP socket.
+            room: of getsockopt: how many bytes the caller has room for, by default the answer's
+                length, 4 where there is no answer.
+            failure: of getsockopt: the errno that the kernel answered instead of a value.
+            repeat: how often to run, each time with the value as crafted.
+            observe: see :meth:`bpfunit.Program.run`.
+
+        Raises:
+            ContextError: a name that there is not, a value that is too long, an answer that is
+                longer than the room for it, or a call that the program was not loaded for.
+            SyscallError: the module refused the run: EBADF or ENOTSOCK for a descriptor that is no
+                socket, EOPNOTSUPP for TCP_ZEROCOPY_RECEIVE; 524 (ENOTSUPP) without the module.
+        """
+        self.check_open()
+        with ExitStack() as stack:
+            used = sock if sock is not None else stack.enter_context(socket.socket())
+            if call == "getsockopt" and optval is None and not failure:
+                optval, failure = _ask_kernel(
+                    used, _number("level", level), _number("optname", optname), room
+                )
+            request = self._request(call, level, optname, optval, room, failure)
+            assert request.data is not None
+            result = self.execute(
+                request._replace(sock=used, repeat=repeat),
+                observe=observe,
+                header=request.data[: _HEADER.size],
+                optval_in=request.data[_HEADER.size :],
+            )
+        return cast("SockoptResult", result)
+
+    def _request(
+        self,
+        call: str,
+        level: str | int,
+        optname: str | int,
+        optval: bytes | int | None = None,
+        room: int | None = None,
+        failure: int = 0,
+    ) -> Request:
+        refuse = f"run {self.name}"
+        if call not in _CALLS:
+            raise ContextError(f'{refuse}: call={call!r}; write "setsockopt" or "getsockopt"')
+        if self.attach_type and call != self.call:
+            raise ContextError(f"{refuse} on {call}: it was loaded for {self.call}")
+        if isinstance(optval, int):
+            optval = struct.pack("=i", optval)
+        value = bytes(optval or b"")
+        get = call == "getsockopt"
+        if not get and (room is not None or failure):
+            raise ContextError(f"{refuse}: room= and failure= are of getsockopt")
+        if failure and value:
+            raise ContextError(f"{refuse}: the kernel gives a value or fails; leave out optval")
+        if not 0 <= failure < _MAX:
+            raise ContextError(f"{refuse}: failure={failure} is no errno; write errno.ENOPROTOOPT")
+        space = (len(value) or 4 if room is None else room) if get else 0
+        if len(value) > _MAX or not 0 <= space <= _MAX:
+            raise ContextError(
+                f"{refuse}: {max(len(value), space)} bytes; a program sees up to {_MAX} of a value"
+            )
+        if get and len(value) > space:
+            raise ContextError(f"{refuse}: the answer has {len(value)} bytes, and room={space}")
+        numbers = _number("level", level), _number("optname", optname)
+        header = _HEADER.pack(_VERSION, 0, 0, 0, *numbers, space, -failure)
+        size = space if get else max(len(value), _SET_ROOM_MIN)
+        return Request(None, None, 1, header + value, _RESULT.size + size)
+
+    def as_request(self, given: Any) -> Request:
+        """Return the run on one input of :meth:`run_many`: the first arguments of :meth:`run`.
+
+        It takes ``sock``. Of getsockopt the answer has to be given.
+        """
+        if not isinstance(given, (tuple, list)):
+            self.refuse_input(given)
+        return self._request(*given)
+
+
+def _number(what: str, given: str | int) -> int:
+    """Return the number of a level or an option by its name in C."""
+    if isinstance(given, int):
+        return int(given)
+    found = getattr(socket, given, None) if given.isupper() else None
+    found = _LEVELS.get(given, found)
+    if not isinstance(found, int):
+        raise ContextError(
+            f'{what} {given!r}: no such name in Python\'s socket module; write "SOL_SOCKET",'
+            ' "SO_PRIORITY", or the number'
+        )
+    return int(found)
+
+
+def _ask_kernel(
+    sock: socket.socket, level: int, optname: int, room: int | None
+) -> tuple[bytes | None, int]:
+    """Return what the kernel answers: a value, or None and an errno."""
+    try:
+        return sock.getsockopt(level, optname, min(room or _PYTHON_MAX, _PYTHON_MAX)), 0
+    except OSError as error:
+        return None, error.errno or 0
+
+
+class SockoptType(ProgramType):
+    """What is known of ``BPF_PROG_TYPE_CGROUP_SOCKOPT``."""
+
+    sections: Mapping[str, int] = {
+        "cgroup/setsockopt": AttachType.CGROUP_SETSOCKOPT,
+        "cgroup/getsockopt": AttachType.CGROUP_GETSOCKOPT,
+    }
+    takes = 'a call with its arguments ("setsockopt", "SOL_SOCKET", "SO_PRIORITY", 3)'
+    verdicts: Mapping[int, str] = {0: "deny", 1: "allow"}
+    headers = (_HEADER.size, _RESULT.size)
+    hints: Mapping[int, str] = {
+        errno.EOPNOTSUPP: "the program has cgroup storage, or the option is TCP_ZEROCOPY_RECEIVE,"
+        " which comes to the program by another way, or not at all",
+        errno.ENOTCONN: "the socket is closed or not a full one; take a fresh one",
+    }
+    program_class = SockoptProgram
+    example = '"setsockopt", "SOL_SOCKET", "SO_PRIORITY", 3'
+
+    def encode(self, request: Request) -> tuple[bytes | None, bytes | None]:
+        """Return ``data_in`` with the socket's descriptor in its header."""
+        data = request.data
+        if request.sock is None:
+            raise ContextError("run a cgroup_sockopt program many times: pass sock=")
+        if data is not None and len(data) >= _HEADER.size:
+            fd = struct.pack("=I", request.sock.fileno() & 0xFFFFFFFF)
+            data = data[:_FD_OFFSET] + fd + data[_FD_OFFSET + 4 :]
+        return request.ctx, data
+
+    def decode(self, retval: int, ctx: bytes, data: bytes, duration_ns: int | None) -> RawOutcome:
+        """Take out the errno; :class:`SockoptResult` takes the rest apart."""
+        err = _answer(data).err if len(data) >= _RESULT.size else 0
+        return RawOutcome(retval, ctx, duration_ns, data, -min(err, 0))
+
+
+register(SockoptType(ProgType.CGROUP_SOCKOPT))
