@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 
 from bpfunit._sys.sockets import tcp_pair
 from bpfunit._sys.uapi import AttachType, ProgType
-from bpfunit.progtypes.base import ContextError, ProgramType, Request, register
+from bpfunit.progtypes.base import ContextError, ProgramType, RawOutcome, Request, register
 from bpfunit.progtypes.sockmap import RedirectResult
 from bpfunit.runs.bulk import BulkRun
 from bpfunit.runs.program import Program
@@ -57,11 +57,6 @@ class SkMsgResult(RedirectResult):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.redirect_target = self._answer = _answer(self.outcome.data)
-
-    @property
-    def errno(self) -> int:
-        """The error that the sender gets, 0 for none."""
-        return -self._answer.err
 
     @property
     def data(self) -> bytes:
@@ -210,6 +205,11 @@ class SkMsgType(ProgramType):
             fd = struct.pack("=I", request.sock.fileno() & 0xFFFFFFFF)
             data = data[:_FD_OFFSET] + fd + data[_FD_OFFSET + 4 :]
         return request.ctx, data
+
+    def decode(self, retval: int, ctx: bytes, data: bytes, duration_ns: int | None) -> RawOutcome:
+        """Take the hook's error out of the answer; :class:`SkMsgResult` does the rest."""
+        error = -_answer(data).err if len(data) >= _RESULT.size else 0
+        return RawOutcome(retval, ctx, duration_ns, data, error)
 
 
 register(SkMsgType(ProgType.SK_MSG))

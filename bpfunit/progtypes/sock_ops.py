@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 
 from bpfunit._sys.sockets import tcp_pair
 from bpfunit._sys.uapi import AttachType, ProgType
-from bpfunit.progtypes.base import ContextError, ProgramType, Request, register
+from bpfunit.progtypes.base import ContextError, ProgramType, RawOutcome, Request, register
 from bpfunit.progtypes.packet import PacketResult
 from bpfunit.runs.bulk import BulkRun
 from bpfunit.runs.program import Program
@@ -139,11 +139,6 @@ class SockOpsResult(PacketResult):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._answer = _answer(self.outcome.data)
-
-    @property
-    def errno(self) -> int:
-        """EPERM when the program returned 0, so that the kernel ignores its reply."""
-        return -self._answer.err
 
     @property
     def data(self) -> bytes:
@@ -408,6 +403,14 @@ class SockOpsType(ProgramType):
             fd = struct.pack("=I", request.sock.fileno() & 0xFFFFFFFF)
             data = data[:_FD_OFFSET] + fd + data[_FD_OFFSET + 4 :]
         return request.ctx, data
+
+    def decode(self, retval: int, ctx: bytes, data: bytes, duration_ns: int | None) -> RawOutcome:
+        """Take the hook's error out of the answer; :class:`SockOpsResult` does the rest.
+
+        It is EPERM when the program returned 0, so that the kernel ignores its reply.
+        """
+        error = -_answer(data).err if len(data) >= _RESULT.size else 0
+        return RawOutcome(retval, ctx, duration_ns, data, error)
 
 
 register(SockOpsType(ProgType.SOCK_OPS))

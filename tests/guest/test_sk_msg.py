@@ -99,6 +99,7 @@ def test_many_messages_in_one_call(obj: Object) -> None:
     with bpfunit.tcp_pair() as (client, _):
         runs = obj.programs.decide.run_many([b"x", b"d", b"put"], sock=client).raise_for_errors()
         assert [run.verdict for run in runs] == ["pass", "drop", "pass"]
+        assert [run.errno for run in runs] == [0, errno.EACCES, 0]
         assert runs[2].data == b"HEADput"
     with pytest.raises(ContextError, match="pass sock="):
         obj.programs.decide.run_many([b"x"])

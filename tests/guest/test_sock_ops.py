@@ -94,6 +94,7 @@ def test_many_ops_in_one_call(obj: Object) -> None:
         inputs = ["timeout_init", ("rto", {"args": [1, 2, 3]}), "rwnd_init"]
         runs = obj.programs.follow.run_many(inputs, sock=client).raise_for_errors()
         assert [run.reply for run in runs] == [10, 1, -1]
+        assert [run.errno for run in runs] == [0, 0, errno.EPERM]
     with pytest.raises(ContextError, match="needs args="):
         obj.programs.follow.run_many(["state"], sock=client)
     with pytest.raises(ContextError, match="give it an op by its name"):
