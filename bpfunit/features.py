@@ -41,7 +41,7 @@ def kernel_version() -> tuple[int, int, int]:
 
 
 def module_loaded() -> bool:
-    """Tell whether the module that gives socket-address programs a test run is loaded."""
+    """Tell whether bpfunit's module is loaded, with the test runs that Linux has not."""
     return Path("/sys/module", MODULE).is_dir()
 
 

@@ -53,8 +53,8 @@ def test_features_and_differences_are_told_kernel_by_kernel(pytester: pytest.Pyt
     assert old.startswith("5.10.")
     assert new.startswith("7.3.")
     outcomes = {test["id"].partition("::")[2]: test["outcomes"] for test in found["tests"]}
-    found = {name: (o[old]["outcome"], o[new]["outcome"]) for name, o in outcomes.items()}
-    assert found == {
+    seen = {name: (o[old]["outcome"], o[new]["outcome"]) for name, o in outcomes.items()}
+    assert seen == {
         "test_everywhere": ("passed", "passed"),
         "test_new_kernels_only": ("failed", "passed"),
         "test_helper_of_5_18": ("skipped", "passed"),
