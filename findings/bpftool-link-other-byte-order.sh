@@ -9,14 +9,14 @@ trap 'rm -rf "$dir"' EXIT
 cd "$dir"
 apt-get download -q bpftool clang-14=1:14.0.6-12 libclang-cpp14=1:14.0.6-12 libclang-common-14-dev=1:14.0.6-12 \
   libllvm14=1:14.0.6-12 >/dev/null
-for deb in *.deb; do dpkg -x "$deb" root; done
-export LD_LIBRARY_PATH="$dir/root/usr/lib/x86_64-linux-gnu:$dir/root/usr/lib/llvm-14/lib"
+for deb in *.deb; do dpkg -x "$deb" unpacked; done
+export LD_LIBRARY_PATH="$dir/unpacked/usr/lib/x86_64-linux-gnu:$dir/unpacked/usr/lib/llvm-14/lib"
 cat >one.c <<'C'
 struct state { int count; } state;
 int one(void *ctx) { return state.count; }
 C
-"$dir/root/usr/lib/llvm-14/bin/clang" -target bpfeb -g -O2 -c one.c -o one.o
-bpftool="$dir/root/usr/sbin/bpftool"
+"$dir/unpacked/usr/lib/llvm-14/bin/clang" -target bpfeb -g -O2 -c one.c -o one.o
+bpftool="$dir/unpacked/usr/sbin/bpftool"
 "$bpftool" version | head -n 1
 "$bpftool" btf dump file one.o | grep "STRUCT 'state'" || { echo "it no longer reads the types"; exit 1; }
 if "$bpftool" gen object linked.o one.o 2>said; then

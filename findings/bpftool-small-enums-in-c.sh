@@ -9,9 +9,9 @@ trap 'rm -rf "$dir"' EXIT
 cd "$dir"
 apt-get download -q bpftool clang-14=1:14.0.6-12 libclang-cpp14=1:14.0.6-12 libclang-common-14-dev=1:14.0.6-12 \
   libllvm14=1:14.0.6-12 >/dev/null
-for deb in *.deb; do dpkg -x "$deb" root; done
-export PATH="$dir/root/usr/sbin:$dir/root/usr/lib/llvm-14/bin:$PATH"
-export LD_LIBRARY_PATH="$dir/root/usr/lib/x86_64-linux-gnu:$dir/root/usr/lib/llvm-14/lib"
+for deb in *.deb; do dpkg -x "$deb" unpacked; done
+export PATH="$dir/unpacked/usr/sbin:$dir/unpacked/usr/lib/llvm-14/bin:$PATH"
+export LD_LIBRARY_PATH="$dir/unpacked/usr/lib/x86_64-linux-gnu:$dir/unpacked/usr/lib/llvm-14/lib"
 cat >state.h <<'C'
 enum __attribute__((packed)) step { NEW, OPEN, SHUT };
 struct state { enum step now; unsigned char tries; enum step before[3]; };

@@ -16,9 +16,9 @@ python3 -m venv venv
 venv/bin/pip -q --disable-pip-version-check install pyelftools==0.32 2>/dev/null
 look() { # version of clang
   apt-get download -q "clang-$1" "libclang-cpp$1" "libllvm$1" "libclang-common-$1-dev" >/dev/null
-  for deb in *.deb; do dpkg -x "$deb" "root$1"; done
+  for deb in *.deb; do dpkg -x "$deb" "unpacked$1"; done
   rm -- *.deb
-  local lib="$dir/root$1/usr/lib"
+  local lib="$dir/unpacked$1/usr/lib"
   LD_LIBRARY_PATH="$lib/x86_64-linux-gnu:$lib/llvm-$1/lib" "$lib/llvm-$1/bin/clang" --version | head -n 1
   LD_LIBRARY_PATH="$lib/x86_64-linux-gnu:$lib/llvm-$1/lib" "$lib/llvm-$1/bin/clang" -target bpf -g -O2 -c bits.c -o "bits$1.o"
   venv/bin/python - "bits$1.o" <<'PY'

@@ -9,9 +9,9 @@ trap 'rm -rf "$dir"' EXIT
 cd "$dir"
 apt-get download -q pahole=1.24-4.1 clang-14=1:14.0.6-12 libclang-cpp14=1:14.0.6-12 libclang-common-14-dev=1:14.0.6-12 \
   libllvm14=1:14.0.6-12 >/dev/null
-for deb in *.deb; do dpkg -x "$deb" root; done
-export PATH="$dir/root/usr/bin:$dir/root/usr/lib/llvm-14/bin:$PATH"
-export LD_LIBRARY_PATH="$dir/root/usr/lib/x86_64-linux-gnu:$dir/root/usr/lib:$dir/root/usr/lib/llvm-14/lib"
+for deb in *.deb; do dpkg -x "$deb" unpacked; done
+export PATH="$dir/unpacked/usr/bin:$dir/unpacked/usr/lib/llvm-14/bin:$PATH"
+export LD_LIBRARY_PATH="$dir/unpacked/usr/lib/x86_64-linux-gnu:$dir/unpacked/usr/lib:$dir/unpacked/usr/lib/llvm-14/lib"
 cat >flow.h <<'C'
 struct flow { unsigned long long bytes; unsigned char proto; } __attribute__((packed, aligned(4)));
 C
