@@ -35,19 +35,6 @@ _COMPARISONS: dict[int, Callable[[int, int, int], bool]] = {
     0xC0: lambda a, b, n: signed(a, n) < signed(b, n),
     0xD0: lambda a, b, n: signed(a, n) <= signed(b, n),
 }
-SIGNS = {
-    0x10: "==",
-    0x20: ">",
-    0x30: ">=",
-    0x40: "&",
-    0x50: "!=",
-    0x60: "s>",
-    0x70: "s>=",
-    0xA0: "<",
-    0xB0: "<=",
-    0xC0: "s<",
-    0xD0: "s<=",
-}
 
 
 class Site(NamedTuple):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bpfunit.explorer.facts import BRANCH, SIGNS, Facts, Site
+from bpfunit.explorer.facts import BRANCH, Facts, Site
 from bpfunit.explorer.search import Case, Edge, Found
 from bpfunit.explorer.wire import Input
+from bpfunit.rewrite.insn import JUMP_SIGNS
 
 REACHED, DEAD, MISSED = "reached", "dead", "not reached"
 _SHOWN = 4  # pairs of operands
@@ -137,7 +138,7 @@ class Exploration:
 def condition(site: Site) -> str:
     """Return a jump's comparison with registers left out: ``32 bits == 80``."""
     right = "a register" if site.imm is None else str(site.imm)
-    return f"{site.bits} bits {SIGNS[site.op]} {right}"
+    return f"{site.bits} bits {JUMP_SIGNS[site.op]} {right}"
 
 
 def _shown(a: int, b: int) -> str:

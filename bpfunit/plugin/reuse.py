@@ -75,6 +75,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not config.getoption("--bpf-reuse-report"):
         return
     terminalreporter.section("loads of BPF objects")
+    if config.getoption("--bpf-reuse") == "no":
+        terminalreporter.write_line("all fresh: objects serve again with --bpf-reuse=yes alone")
+        return
     counts = config.stash.get(_SAID, Counter())
     rewound, fresh = counts.pop(_REWOUND, 0), counts.pop(_FRESH, 0)
     terminalreporter.write_line(f"{rewound} served by objects of earlier tests, {fresh} fresh")

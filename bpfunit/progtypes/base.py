@@ -177,8 +177,6 @@ class ProgramType:
     @property
     def usual_attach_type(self) -> int:
         """An attach type that programs of the type are loaded for, 0 where it does not matter."""
-        if self.number == ProgType.CGROUP_SOCKOPT:
-            return AttachType.CGROUP_SETSOCKOPT
         return next(iter(self.sections.values()), 0)
 
     def attach_name(self, attach_type: int | None) -> str:

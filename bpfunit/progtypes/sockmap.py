@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
@@ -48,7 +49,7 @@ class RedirectResult(PacketResult):
             return False
         if isinstance(where, Map):
             raw = where.lookup(key)
-            return raw is not None and int.from_bytes(raw, "little") == self._cookie()
+            return raw is not None and int.from_bytes(raw, sys.byteorder) == self._cookie()
         return self.redirect_target.inode == os.fstat(where.fileno()).st_ino
 
     def target_entries(self, maps: Iterable[Map]) -> list[tuple[str, object]]:

@@ -38,7 +38,8 @@ HELPER_TAIL_CALL = 12
 _DST, _SRC = (0, 4) if LITTLE_ENDIAN else (4, 0)
 _SLOT = struct.Struct("=BBhi")
 SLOT_SIZE = _SLOT.size
-_JUMP_SIGNS = {
+#: The conditional jumps by operation, as C spells them; "s" in front compares as signed.
+JUMP_SIGNS = {
     0x10: "==",
     0x20: ">",
     0x30: ">=",
@@ -90,7 +91,7 @@ class Insn(NamedTuple):
     @property
     def is_branch(self) -> bool:
         """Whether this is a conditional jump on register values."""
-        return self.cls in (JMP, JMP32) and self.op in _JUMP_SIGNS
+        return self.cls in (JMP, JMP32) and self.op in JUMP_SIGNS
 
     @property
     def is_call(self) -> bool:
@@ -131,7 +132,7 @@ class Insn(NamedTuple):
         """Return the condition of a conditional jump as text, for example ``r1 != 0``."""
         prefix = "w" if self.cls == JMP32 else "r"
         right = f"{prefix}{self.src}" if self.code & SRC_REG else str(self.imm)
-        return f"{prefix}{self.dst} {_JUMP_SIGNS[self.op]} {right}"
+        return f"{prefix}{self.dst} {JUMP_SIGNS[self.op]} {right}"
 
 
 def decode(data: bytes) -> list[Insn]:
