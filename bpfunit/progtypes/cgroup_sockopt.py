@@ -14,22 +14,14 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple, cast
 
 from bpfunit._sys.uapi import AttachType, ProgType
-from bpfunit.progtypes.base import (
-    ContextError,
-    ProgramRef,
-    ProgramType,
-    RawOutcome,
-    Request,
-    register,
-)
+from bpfunit.progtypes.base import ContextError, ProgramRef, RawOutcome, Request, register
+from bpfunit.progtypes.headed import VERSION, HeadedType
 from bpfunit.runs.bulk import BulkRun
 from bpfunit.runs.program import Program
 from bpfunit.runs.result import Result
 
 # struct bpfunit_sockopt, bpfunit_sockopt_result of vm/testrun/bpfunit_testrun.h
 _HEADER, _RESULT = struct.Struct("=4IiiIi16x"), struct.Struct("=5iII4x")
-_FD_OFFSET = 8
-_VERSION = 1  # BPFUNIT_TESTRUN_VERSION
 _KEEP, _REPLACE, _BYPASS = range(3)  # enum bpfunit_sockopt_action
 _MAX = 4096  # BPFUNIT_SOCKOPT_MAX
 _SET_ROOM_MIN = 16  # bytes that a program of setsockopt may write to at least
@@ -284,7 +276,7 @@ class SockoptProgram(Program):
         if get and len(value) > space:
             raise ContextError(f"{refuse}: the answer has {len(value)} bytes, and room={space}")
         numbers = _number("level", level), _number("optname", optname)
-        header = _HEADER.pack(_VERSION, 0, 0, 0, *numbers, space, -failure)
+        header = _HEADER.pack(VERSION, 0, 0, 0, *numbers, space, -failure)
         size = space if get else max(len(value), _SET_ROOM_MIN)
         return Request(None, None, 1, header + value, _RESULT.size + size)
 
@@ -322,7 +314,7 @@ def _ask_kernel(
         return None, error.errno or 0
 
 
-class SockoptType(ProgramType):
+class SockoptType(HeadedType):
     """What is known of ``BPF_PROG_TYPE_CGROUP_SOCKOPT``."""
 
     sections: Mapping[str, int] = {
@@ -339,21 +331,6 @@ class SockoptType(ProgramType):
     }
     program_class = SockoptProgram
     example = '"setsockopt", "SOL_SOCKET", "SO_PRIORITY", 3'
-
-    def encode(self, request: Request) -> tuple[bytes | None, bytes | None]:
-        """Return ``data_in`` with the socket's descriptor in its header."""
-        data = request.data
-        if request.sock is None:
-            raise ContextError("run a cgroup_sockopt program many times: pass sock=")
-        if data is not None and len(data) >= _HEADER.size:
-            fd = struct.pack("=I", request.sock.fileno() & 0xFFFFFFFF)
-            data = data[:_FD_OFFSET] + fd + data[_FD_OFFSET + 4 :]
-        return request.ctx, data
-
-    def decode(self, retval: int, ctx: bytes, data: bytes, duration_ns: int | None) -> RawOutcome:
-        """Take out the errno; :class:`SockoptResult` takes the rest apart."""
-        err = _answer(data).err if len(data) >= _RESULT.size else 0
-        return RawOutcome(retval, ctx, duration_ns, data, -min(err, 0))
 
 
 register(SockoptType(ProgType.CGROUP_SOCKOPT))

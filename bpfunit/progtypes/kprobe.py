@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from bpfunit._sys.uapi import ProgType
 from bpfunit.errors import NotFoundError
 from bpfunit.progtypes.base import ContextError, ProgramType, Request, register
+from bpfunit.progtypes.headed import VERSION
 from bpfunit.runs.program import Program
 from bpfunit.runs.result import Result
 from bpfunit.values.records import StructRecord, array_type
@@ -23,7 +24,6 @@ from bpfunit.values.records import StructRecord, array_type
 _u64 = ctypes.c_uint64
 # struct bpfunit_tracing of vm/testrun/bpfunit_testrun.h
 _HEADER = struct.Struct("=4IQ")
-_VERSION = 1  # BPFUNIT_TESTRUN_VERSION
 
 # struct pt_regs by machine: arch/x86/include/asm/ptrace.h, arch/arm64/include/uapi/asm/ptrace.h
 _X86 = (
@@ -63,7 +63,7 @@ class PtRegs(StructRecord):
 
 def header(cookie: int) -> bytes | None:
     """Return the ``data_in`` of a tracing program's run, None where there is nothing to say."""
-    return _HEADER.pack(_VERSION, 0, 0, 0, cookie) if cookie else None
+    return _HEADER.pack(VERSION, 0, 0, 0, cookie) if cookie else None
 
 
 class KprobeProgram(Program):

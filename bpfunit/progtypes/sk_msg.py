@@ -15,15 +15,13 @@ from typing import Any, NamedTuple, cast
 
 from bpfunit._sys.sockets import tcp_pair
 from bpfunit._sys.uapi import AttachType, ProgType
-from bpfunit.progtypes.base import ContextError, ProgramType, RawOutcome, Request, register
-from bpfunit.progtypes.sockmap import RedirectResult
-from bpfunit.runs.bulk import BulkRun
+from bpfunit.progtypes.base import ContextError, Request, register
+from bpfunit.progtypes.headed import VERSION, HeadedType
+from bpfunit.progtypes.sockmap import Form, RedirectResult, RedirectRun
 from bpfunit.runs.program import Program
 
 # struct bpfunit_sk_msg, bpfunit_sk_msg_result of vm/testrun/bpfunit_testrun.h
 _HEADER, _RESULT = struct.Struct("=4I16I"), struct.Struct("=iIIIIIQQ")
-_FD_OFFSET = 8
-_VERSION = 1  # BPFUNIT_TESTRUN_VERSION
 _SHARED = 1  # BPFUNIT_SK_MSG_SHARED
 _FRAGMENTS = 16  # BPFUNIT_SK_MSG_FRAGMENTS
 _VERDICTS = ("drop", "pass", "redirect")  # enum bpfunit_sk_msg_verdict
@@ -44,8 +42,7 @@ class _Answer(NamedTuple):
     inode: int
 
 
-def _answer(data: bytes) -> _Answer:
-    return _Answer(*_RESULT.unpack_from(data))
+_FORM = Form(_RESULT, _Answer, _VERDICTS)
 
 
 class SkMsgResult(RedirectResult):
@@ -54,28 +51,8 @@ class SkMsgResult(RedirectResult):
     ``errno`` is what the sender's system call ends with: EACCES for a drop.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.redirect_target = self._answer = _answer(self.outcome.data)
-
-    @property
-    def data(self) -> bytes:
-        """The bytes of the message after the run."""
-        return self.outcome.data[_RESULT.size :]
-
-    @property
-    def verdict(self) -> str:
-        """What the kernel makes of the run: "pass", "drop", "redirect".
-
-        That is not the return value alone: SK_PASS with a target set is a redirect, and a program
-        that ignores a redirect which failed, and returns SK_PASS, passes.
-        """
-        return _VERDICTS[self._answer.verdict]
-
-    @property
-    def ingress(self) -> bool:
-        """Whether it is redirected to the target's receive queue instead of being sent there."""
-        return bool(self._answer.ingress)
+    form = _FORM
+    _answer: _Answer
 
     @property
     def apply_bytes(self) -> int:
@@ -88,21 +65,12 @@ class SkMsgResult(RedirectResult):
         return self._answer.cork_bytes
 
 
-class SkMsgRun(BulkRun):
+class SkMsgRun(RedirectRun):
     """One run of a bulk call of an sk_msg program."""
 
     __slots__ = ()
 
-    @property
-    def data(self) -> bytes:
-        """The bytes of the message after the run."""
-        return super().data[_RESULT.size :]
-
-    @property
-    def verdict(self) -> str:
-        """As :attr:`SkMsgResult.verdict`; "" for a run that was refused."""
-        answer = super().data
-        return _VERDICTS[_answer(answer).verdict] if answer else ""
+    form = _FORM
 
 
 class SkMsgProgram(Program):
@@ -173,7 +141,7 @@ class SkMsgProgram(Program):
             )
         flags = _SHARED if shared else 0
         padding = [0] * (_FRAGMENTS - len(lengths))
-        header = _HEADER.pack(_VERSION, flags, 0, 0, *lengths, *padding)
+        header = _HEADER.pack(VERSION, flags, 0, 0, *lengths, *padding)
         return Request(None, None, 1, header + data, _RESULT.size + len(data) + headroom)
 
     def as_request(self, given: Any) -> Request:
@@ -181,7 +149,7 @@ class SkMsgProgram(Program):
         return self._request(given, (), False, _HEADROOM)
 
 
-class SkMsgType(ProgramType):
+class SkMsgType(HeadedType):
     """What is known of ``BPF_PROG_TYPE_SK_MSG``."""
 
     sections: Mapping[str, int] = {"sk_msg": AttachType.SK_MSG_VERDICT}
@@ -193,23 +161,9 @@ class SkMsgType(ProgramType):
         errno.EAFNOSUPPORT: "the socket is not TCP; take one of bpfunit.tcp_pair()",
         errno.E2BIG: "the fragments have too many pages for one message",
     }
+    wants_socket = "pass sock=, which sends"
     program_class = SkMsgProgram
     example = 'b"GET / HTTP/1.1"'
-
-    def encode(self, request: Request) -> tuple[bytes | None, bytes | None]:
-        """Return ``data_in`` with the socket's descriptor in its header."""
-        data = request.data
-        if request.sock is None:
-            raise ContextError("run an sk_msg program many times: pass sock=, which sends")
-        if data is not None and len(data) >= _HEADER.size:
-            fd = struct.pack("=I", request.sock.fileno() & 0xFFFFFFFF)
-            data = data[:_FD_OFFSET] + fd + data[_FD_OFFSET + 4 :]
-        return request.ctx, data
-
-    def decode(self, retval: int, ctx: bytes, data: bytes, duration_ns: int | None) -> RawOutcome:
-        """Take the hook's error out of the answer; :class:`SkMsgResult` does the rest."""
-        error = -_answer(data).err if len(data) >= _RESULT.size else 0
-        return RawOutcome(retval, ctx, duration_ns, data, error)
 
 
 register(SkMsgType(ProgType.SK_MSG))

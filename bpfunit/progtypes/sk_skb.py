@@ -15,15 +15,13 @@ from typing import Any, NamedTuple, cast
 
 from bpfunit._sys.sockets import tcp_pair
 from bpfunit._sys.uapi import AttachType, ProgType
-from bpfunit.progtypes.base import ContextError, ProgramType, RawOutcome, Request, register
-from bpfunit.progtypes.sockmap import RedirectResult
-from bpfunit.runs.bulk import BulkRun
+from bpfunit.progtypes.base import ContextError, Request, register
+from bpfunit.progtypes.headed import VERSION, HeadedType
+from bpfunit.progtypes.sockmap import Form, RedirectResult, RedirectRun
 from bpfunit.runs.program import Program
 
 # struct bpfunit_sk_skb, bpfunit_sk_skb_result of vm/testrun/bpfunit_testrun.h
 _HEADER, _RESULT = struct.Struct("=4I3I20x"), struct.Struct("=iIIIIIQQ")
-_FD_OFFSET = 8
-_VERSION = 1  # BPFUNIT_TESTRUN_VERSION
 _HOOKS = {"parser": 1, "verdict": 2}
 _VERDICTS = ("drop", "pass", "redirect", "parsed")  # enum bpfunit_sk_skb_verdict
 _HEADROOM = 256  # bytes that a program may add by default
@@ -43,39 +41,19 @@ class _Answer(NamedTuple):
     inode: int
 
 
-def _answer(data: bytes) -> _Answer:
-    return _Answer(*_RESULT.unpack_from(data))
+_FORM = Form(_RESULT, _Answer, _VERDICTS)
 
 
 class SkSkbResult(RedirectResult):
     """The outcome of a run of an sk_skb program."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.redirect_target = self._answer = _answer(self.outcome.data)
-
-    @property
-    def data(self) -> bytes:
-        """What came in, after the run."""
-        return self.outcome.data[_RESULT.size :]
-
-    @property
-    def verdict(self) -> str:
-        """What the kernel makes of the run: "pass", "drop", "redirect"; "parsed" for a parser.
-
-        That is not the return value alone: SK_PASS with a target set is a redirect.
-        """
-        return _VERDICTS[self._answer.verdict]
+    form = _FORM
+    _answer: _Answer
 
     @property
     def length(self) -> int:
         """What a parser returned: bytes of the message, 0 for more data, or a negative errno."""
         return self.retval
-
-    @property
-    def ingress(self) -> bool:
-        """Whether it is redirected to the target's receive queue instead of being sent there."""
-        return bool(self._answer.ingress)
 
     @property
     def priority(self) -> int:
@@ -88,21 +66,12 @@ class SkSkbResult(RedirectResult):
         return self._answer.tc_index
 
 
-class SkSkbRun(BulkRun):
+class SkSkbRun(RedirectRun):
     """One run of a bulk call of an sk_skb program."""
 
     __slots__ = ()
 
-    @property
-    def data(self) -> bytes:
-        """What came in, after the run."""
-        return super().data[_RESULT.size :]
-
-    @property
-    def verdict(self) -> str:
-        """As :attr:`SkSkbResult.verdict`; "" for a run that was refused."""
-        answer = super().data
-        return _VERDICTS[_answer(answer).verdict] if answer else ""
+    form = _FORM
 
 
 class SkSkbProgram(Program):
@@ -180,7 +149,7 @@ class SkSkbProgram(Program):
             )
         if not 0 <= linear <= len(data):
             raise ContextError(f"run {self.name}: linear={linear} of {len(data)} bytes")
-        header = _HEADER.pack(_VERSION, 0, 0, 0, _HOOKS[wanted], linear, priority)
+        header = _HEADER.pack(VERSION, 0, 0, 0, _HOOKS[wanted], linear, priority)
         return Request(None, None, 1, header + data, _RESULT.size + len(data) + headroom)
 
     def as_request(self, given: Any) -> Request:
@@ -188,7 +157,7 @@ class SkSkbProgram(Program):
         return self._request(given, None, 0, 0, _HEADROOM)
 
 
-class SkSkbType(ProgramType):
+class SkSkbType(HeadedType):
     """What is known of ``BPF_PROG_TYPE_SK_SKB``."""
 
     sections: Mapping[str, int] = {
@@ -207,22 +176,9 @@ class SkSkbType(ProgramType):
         errno.EPROTOTYPE: "the socket is not TCP; take one of bpfunit.tcp_pair()",
         errno.EAFNOSUPPORT: "the socket is not TCP; take one of bpfunit.tcp_pair()",
     }
+    wants_socket = "pass sock=, which received it"
     program_class = SkSkbProgram
     example = 'b"GET / HTTP/1.1"'
-
-    def encode(self, request: Request) -> tuple[bytes | None, bytes | None]:
-        """Return ``data_in`` with the socket's descriptor in its header."""
-        data = request.data
-        if request.sock is None:
-            raise ContextError("run an sk_skb program many times: pass sock=, which received it")
-        if data is not None and len(data) >= _HEADER.size:
-            fd = struct.pack("=I", request.sock.fileno() & 0xFFFFFFFF)
-            data = data[:_FD_OFFSET] + fd + data[_FD_OFFSET + 4 :]
-        return request.ctx, data
-
-    def decode(self, retval: int, ctx: bytes, data: bytes, duration_ns: int | None) -> RawOutcome:
-        """Keep the module's answer as it is: :class:`SkSkbResult` takes it apart."""
-        return RawOutcome(retval, ctx, duration_ns, data)
 
 
 register(SkSkbType(ProgType.SK_SKB))

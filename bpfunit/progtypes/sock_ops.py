@@ -11,15 +11,15 @@ from typing import Any, NamedTuple, cast
 
 from bpfunit._sys.sockets import tcp_pair
 from bpfunit._sys.uapi import AttachType, ProgType
-from bpfunit.progtypes.base import ContextError, ProgramType, RawOutcome, Request, register
+from bpfunit.progtypes.base import ContextError, Request, register
+from bpfunit.progtypes.headed import VERSION, HeadedType
 from bpfunit.progtypes.packet import PacketResult
 from bpfunit.runs.bulk import BulkRun
 from bpfunit.runs.program import Program
 
 # struct bpfunit_sock_ops, bpfunit_sock_ops_result of vm/testrun/bpfunit_testrun.h
 _HEADER, _RESULT = struct.Struct("=4I7I20x"), struct.Struct("=i4IIII")
-_FD_OFFSET, _OP_OFFSET = 8, 16
-_VERSION = 1  # BPFUNIT_TESTRUN_VERSION
+_OP_OFFSET = 16
 _SET_CB_FLAGS = 1  # BPFUNIT_SOCK_OPS_SET_CB_FLAGS
 _MAX = 2048  # BPFUNIT_SOCK_OPS_MAX
 _MIN_TCP_HEADER = 20
@@ -307,7 +307,7 @@ class SockOpsProgram(Program):
         bits = [0, 0]
         if cb_flags is not None:
             bits = [_SET_CB_FLAGS, self._flags(cb_flags)]
-        header = _HEADER.pack(_VERSION, bits[0], 0, 0, OPS[op], *numbers, bits[1], room or 0)
+        header = _HEADER.pack(VERSION, bits[0], 0, 0, OPS[op], *numbers, bits[1], room or 0)
         return Request(None, None, 1, header + packet, _RESULT.size + len(packet))
 
     def _arguments(
@@ -367,7 +367,7 @@ def _socket_for(op: str, stack: ExitStack) -> socket.socket:
     return stack.enter_context(tcp_pair())[op == "passive_established"]
 
 
-class SockOpsType(ProgramType):
+class SockOpsType(HeadedType):
     """What is known of ``BPF_PROG_TYPE_SOCK_OPS``."""
 
     sections: Mapping[str, int] = {"sockops": AttachType.CGROUP_SOCK_OPS}
@@ -393,24 +393,6 @@ class SockOpsType(ProgramType):
             names = (_STATE_NAMES.get(old, str(old)), _STATE_NAMES.get(new, str(new)))
             return f"no kernel goes from {names[0]} to {names[1]} on a socket in {state}"
         return f"the socket is in {state}; {op} is called in {_WANTED.get(op, 'another state')}"
-
-    def encode(self, request: Request) -> tuple[bytes | None, bytes | None]:
-        """Return ``data_in`` with the socket's descriptor in its header."""
-        data = request.data
-        if request.sock is None:
-            raise ContextError("run a sock_ops program many times: pass sock=")
-        if data is not None and len(data) >= _HEADER.size:
-            fd = struct.pack("=I", request.sock.fileno() & 0xFFFFFFFF)
-            data = data[:_FD_OFFSET] + fd + data[_FD_OFFSET + 4 :]
-        return request.ctx, data
-
-    def decode(self, retval: int, ctx: bytes, data: bytes, duration_ns: int | None) -> RawOutcome:
-        """Take the hook's error out of the answer; :class:`SockOpsResult` does the rest.
-
-        It is EPERM when the program returned 0, so that the kernel ignores its reply.
-        """
-        error = -_answer(data).err if len(data) >= _RESULT.size else 0
-        return RawOutcome(retval, ctx, duration_ns, data, error)
 
 
 register(SockOpsType(ProgType.SOCK_OPS))
