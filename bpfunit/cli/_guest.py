@@ -7,28 +7,19 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import execnet
 import typer
 from rich.status import Status
 
-from bpfunit import kernels
+from bpfunit import _native, kernels
 from bpfunit.cli._common import err
 from bpfunit.errors import BpfunitError
 from bpfunit.guest.environment import asked_for
 from bpfunit.guest.errors import GuestError
 from bpfunit.guest.outcome import read_exit_report
 from bpfunit.guest.spec import GuestSpec
-
-GuestEnv = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--guest-env",
-        metavar="NAME[=VALUE]",
-        help="Pass a variable that is withheld, or set one for the guest; repeatable.",
-    ),
-]
 
 
 class LostGuestError(BpfunitError):
@@ -98,6 +89,23 @@ def start(gateway: execnet.Gateway, function: str, *arguments: Any) -> Any:
 def call(gateway: execnet.Gateway, function: str, *arguments: Any) -> Any:
     """Start a function in the guest, see :func:`start`, and return what it sends back."""
     return start(gateway, function, *arguments).receive()
+
+
+def explored(
+    kernel: str, function: str, request: dict[str, Any], env: Mapping[str, str]
+) -> dict[str, Any]:
+    """Have a guest of its own search, with the loop in C that the host compiles; return its report.
+
+    Raises:
+        BpfunitError: the search could not be made, or as :func:`booted`.
+    """
+    if built := _native.build():
+        env = {**env, _native.PATH_VARIABLE: str(built)}
+    with booted(kernel, env=env) as (_, gateway):
+        report: dict[str, Any] = call(gateway, function, request)
+    if "error" in report:
+        raise BpfunitError(report["error"])
+    return report
 
 
 def variables(requests: Sequence[str] | None) -> dict[str, str]:

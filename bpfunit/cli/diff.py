@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from bpfunit import _native
 from bpfunit.cli import _values
 from bpfunit.cli._common import err, out, print_json
-from bpfunit.cli._guest import booted, call
+from bpfunit.cli._guest import explored, variables
 from bpfunit.cli._objects import programs_of
+from bpfunit.cli._options import AsJson, GuestEnv, KernelName, MapTypes
 from bpfunit.errors import BpfunitError
+from bpfunit.guest.environment import require_visible
 
 _SAME, _DIFFER, _TROUBLE = range(3)  # as diff(1)
 EPILOG = (
@@ -34,20 +34,12 @@ def diff(
     program: Annotated[
         str | None, typer.Argument(help="One program; all that both have when not given.")
     ] = None,
-    kernel: Annotated[
-        str, typer.Option("--kernel", "-k", help="Series, exact release, or a kernel's path.")
-    ] = "6.12",
+    kernel: KernelName = "6.12",
     seconds: Annotated[float, typer.Option(min=1, help="How long to search, each program.")] = 60,
     seed: Annotated[int, typer.Option(help="Of what is chosen by chance.")] = 0,
-    map_types: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--map-type",
-            metavar="NAME=KEY,VALUE",
-            help="C types of a map that declares sizes only; repeatable.",
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    map_types: MapTypes = None,
+    guest_env: GuestEnv = None,
+    as_json: AsJson = False,
 ) -> None:
     """Search an input on which two builds of a program differ, in a throwaway kernel.
 
@@ -56,44 +48,60 @@ def diff(
     input found as a test that passes on OLD, or how much was tried.
     """
     try:
+        for path in (old, new):
+            require_visible("the object", path)
+        names, alone = ([program], []) if program else _names(old, new)
         request: dict[str, Any] = {
             "old": str(old.resolve()),
             "new": str(new.resolve()),
-            "programs": [program] if program else _common(old, new),
+            "programs": names,
             "seconds": seconds,
             "seed": seed,
             "map_types": dict(_values.parse_map_type(text) for text in map_types or ()),
         }
-        if built := _native.build():
-            os.environ[_native.PATH_VARIABLE] = str(built)
-        with booted(kernel) as (_, gateway):
-            report: dict[str, Any] = call(gateway, "_inside_explore.serve_diff", request)
-        if "error" in report:
-            raise BpfunitError(report["error"])
+        report = explored(kernel, "_inside_explore.serve_diff", request, variables(guest_env))
+        for one in report["programs"]:
+            _require_effect(one)
     except BpfunitError as error:
         err().print("bpfunit:", str(error), style="red", markup=False)
         raise typer.Exit(_TROUBLE) from error
     if as_json:
-        print_json(report)
+        print_json({**report, "alone": alone})
     else:
+        for line in alone:
+            out().print(line, markup=False)
         for one in report["programs"]:
             for line in _lines(one):
                 out().print(line, markup=False)
-    differ = any(one["differs"] for one in report["programs"])
+    differ = bool(alone) or any(one["differs"] for one in report["programs"])
     raise typer.Exit(_DIFFER if differ else _SAME)
 
 
-def _common(old: Path, new: Path) -> list[str]:
-    """Return the names of the programs that both objects have.
+def _names(old: Path, new: Path) -> tuple[list[str], list[str]]:
+    """Return the programs that both objects have, and in words those that one of them has alone.
 
     Raises:
-        BpfunitError: there is none.
+        BpfunitError: they have none in common.
     """
-    names = [{one.name for one in programs_of(path)} for path in (old, new)]
-    both = sorted(names[0] & names[1])
-    if not both:
+    here, there = ({one.name for one in programs_of(path)} for path in (old, new))
+    if not here & there:
         raise BpfunitError(f"compare {old} with {new}: they have no program of the same name")
-    return both
+    alone = [f"{name}: only in {old if name in here else new}" for name in sorted(here ^ there)]
+    return sorted(here & there), alone
+
+
+def _require_effect(one: dict[str, Any]) -> None:
+    """Refuse to say «no difference» of a program of which nothing was seen to run.
+
+    Raises:
+        BpfunitError: no input took a branch of either build, though there are some.
+    """
+    nothing = all(taken == 0 < alive for taken, alive in one["reached"])
+    if not one["same_code"] and not one["differs"] and nothing:
+        raise BpfunitError(
+            f"compare {one['program']}: of {one['runs']} runs none took a branch, so nothing was"
+            " compared; give it more --seconds, or look at it with bpfunit explore"
+        )
 
 
 def _lines(one: dict[str, Any]) -> list[str]:

@@ -8,11 +8,19 @@ from typing import Annotated, Any
 
 import typer
 
-from bpfunit import _native
 from bpfunit.cli import _values
 from bpfunit.cli._common import EXIT_CODES_HELP, ExitCode, err, out, print_json
-from bpfunit.cli._guest import booted, call
-from bpfunit.errors import BpfunitError
+from bpfunit.cli._guest import explored, variables
+from bpfunit.cli._options import (
+    AsJson,
+    Globals,
+    GuestEnv,
+    KernelName,
+    MapTypes,
+    TypeFiles,
+    TypesFlags,
+)
+from bpfunit.guest.environment import require_visible
 
 EPILOG = (
     "Examples:\n\n"
@@ -27,9 +35,7 @@ def explore(
         Path, typer.Argument(metavar="OBJECT", help="The compiled object, *.bpf.o.")
     ],
     program: Annotated[str, typer.Argument(help="The program's name, that of its C function.")],
-    kernel: Annotated[
-        str, typer.Option("--kernel", "-k", help="Series, exact release, or a kernel's path.")
-    ] = "6.12",
+    kernel: KernelName = "6.12",
     write: Annotated[
         Path | None,
         typer.Option(
@@ -42,34 +48,12 @@ def explore(
     ] = None,
     seconds: Annotated[float, typer.Option(min=1, help="How long to search.")] = 60,
     seed: Annotated[int, typer.Option(help="Of what is chosen by chance.")] = 0,
-    map_types: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--map-type",
-            metavar="NAME=KEY,VALUE",
-            help="C types of a map that declares sizes only; repeatable.",
-        ),
-    ] = None,
-    types: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE",
-            exists=True,
-            dir_okay=False,
-            help="C header, object or BTF file with types that OBJECT lacks; repeatable.",
-        ),
-    ] = None,
-    types_flags: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--types-flag", metavar="FLAG", help="For the clang that compiles headers; repeatable."
-        ),
-    ] = None,
-    globals_: Annotated[
-        list[str] | None,
-        typer.Option("--global", "-g", metavar="NAME=VALUE", help="Set a global variable."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    map_types: MapTypes = None,
+    types: TypeFiles = None,
+    types_flags: TypesFlags = None,
+    globals_: Globals = None,
+    guest_env: GuestEnv = None,
+    as_json: AsJson = False,
 ) -> None:
     """Search inputs for every branch of one program in a throwaway kernel, and write tests of them.
 
@@ -79,6 +63,9 @@ def explore(
     """
     if not object_.is_file():
         raise typer.BadParameter(f"no file {object_}; build it first", param_hint="OBJECT")
+    require_visible("the object", object_)
+    for path in types or ():
+        require_visible("a file with types", path)
     try:
         request: dict[str, Any] = {
             "object": str(object_.resolve()),
@@ -93,12 +80,7 @@ def explore(
         }
     except _values.ValueSyntaxError as error:
         raise typer.BadParameter(str(error)) from error
-    if built := _native.build():
-        os.environ[_native.PATH_VARIABLE] = str(built)
-    with booted(kernel) as (_, gateway):
-        report: dict[str, Any] = call(gateway, "_inside_explore.serve", request)
-    if "error" in report:
-        raise BpfunitError(report["error"])
+    report = explored(kernel, "_inside_explore.serve", request, variables(guest_env))
     if write is not None:
         from bpfunit.explorer import merged
 

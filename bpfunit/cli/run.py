@@ -12,7 +12,16 @@ from rich.table import Table
 
 from bpfunit.cli import _values
 from bpfunit.cli._common import EXIT_CODES_HELP, ExitCode, err, out, print_json
-from bpfunit.cli._guest import GuestEnv, ask_guest, variables
+from bpfunit.cli._guest import ask_guest, variables
+from bpfunit.cli._options import (
+    AsJson,
+    Globals,
+    GuestEnv,
+    KernelName,
+    MapTypes,
+    TypeFiles,
+    TypesFlags,
+)
 from bpfunit.errors import BpfunitError
 from bpfunit.guest.environment import require_visible
 
@@ -31,9 +40,7 @@ def run(
         Path, typer.Argument(metavar="OBJECT", help="The compiled object, *.bpf.o.")
     ],
     program: Annotated[str, typer.Argument(help="The program's name, that of its C function.")],
-    kernel: Annotated[
-        str, typer.Option("--kernel", "-k", help="Series, exact release, or a kernel's path.")
-    ] = "6.12",
+    kernel: KernelName = "6.12",
     dst: Annotated[
         str | None, typer.Option(help="Destination: 10.96.0.1:80 or [fd00::1]:80.")
     ] = None,
@@ -50,33 +57,10 @@ def run(
         list[str] | None,
         typer.Option("--map", "-m", metavar="NAME:KEY=VALUE", help="Set a map entry; repeatable."),
     ] = None,
-    map_types: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--map-type",
-            metavar="NAME=KEY,VALUE",
-            help="C types of a map that declares sizes only; repeatable.",
-        ),
-    ] = None,
-    types: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE",
-            exists=True,
-            dir_okay=False,
-            help="C header, object or BTF file with types that OBJECT lacks; repeatable.",
-        ),
-    ] = None,
-    types_flags: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--types-flag", metavar="FLAG", help="For the clang that compiles headers; repeatable."
-        ),
-    ] = None,
-    globals_: Annotated[
-        list[str] | None,
-        typer.Option("--global", "-g", metavar="NAME=VALUE", help="Set a global variable."),
-    ] = None,
+    map_types: MapTypes = None,
+    types: TypeFiles = None,
+    types_flags: TypesFlags = None,
+    globals_: Globals = None,
     show_maps: Annotated[
         list[str] | None,
         typer.Option("--show-map", metavar="NAME", help="Print a map after the run; repeatable."),
@@ -95,7 +79,7 @@ def run(
     expect_retval: Annotated[
         int | None, typer.Option(help="Exit 1 unless the program returns this.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run one program once in a throwaway kernel and print what it did.
 

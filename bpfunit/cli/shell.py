@@ -15,7 +15,8 @@ from typing import Annotated, Any
 import typer
 
 from bpfunit.cli._common import err
-from bpfunit.cli._guest import GuestEnv, booted, start, variables
+from bpfunit.cli._guest import booted, start, variables
+from bpfunit.cli._options import GuestEnv, KernelName
 
 _CHUNK = 1 << 14
 _ENDED, _RESIZED = b".", b"w"  # what a pipe tells the loop that carries keys
@@ -26,9 +27,7 @@ def shell(
         list[str] | None,
         typer.Argument(metavar="[-- COMMAND...]", help="Run this instead of a shell."),
     ] = None,
-    kernel: Annotated[
-        str, typer.Option("--kernel", "-k", help="Series, exact release, or a kernel's path.")
-    ] = "6.12",
+    kernel: KernelName = "6.12",
     memory: Annotated[int, typer.Option(min=256, help="The guest's memory in MiB.")] = 1024,
     guest_env: GuestEnv = None,
 ) -> None:

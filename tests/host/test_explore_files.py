@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
+from bpfunit.cli.diff import _names, _require_effect
+from bpfunit.errors import BpfunitError
 from bpfunit.explorer import Input, Step, merged, nonzero
 from bpfunit.explorer.facts import Site, failure_of
 from bpfunit.explorer.recorder import maps_in_registers
@@ -120,3 +125,34 @@ def test_helpers_have_names_and_failures() -> None:
     assert failure_of(helper_number("bpf_sk_storage_get")) == 0
     assert failure_of(helper_number("bpf_map_update_elem")) == (1 << 64) - 12
     assert failure_of(helper_number("bpf_map_lookup_elem")) is None
+
+
+def built(directory: Path, *names: str) -> Path:
+    """Compile an object with a program of each name."""
+    source, target = directory / "programs.c", directory / f"{'-'.join(names)}.o"
+    source.write_text(
+        "\n".join(
+            f'__attribute__((section("xdp"), used)) int {name}(void *ctx) {{ return 2; }}'
+            for name in names
+        )
+    )
+    command = ["clang", "-target", "bpf", "-O2", "-g", "-c", str(source), "-o", str(target)]
+    subprocess.run(command, check=True, timeout=60)
+    return target
+
+
+def test_diff_names_the_programs_that_one_build_has_alone(tmp_path: Path):
+    old, new, other = (built(tmp_path, *n) for n in (("a", "b"), ("b", "c"), ("d",)))
+    assert _names(old, new) == (["b"], [f"a: only in {old}", f"c: only in {new}"])
+    assert _names(old, old) == (["a", "b"], [])
+    with pytest.raises(BpfunitError, match="no program of the same name"):
+        _names(old, other)
+
+
+@pytest.mark.parametrize(
+    ("reached", "refused"), [([(0, 5), (0, 5)], True), ([(0, 5), (1, 5)], False), ([(0, 0)], False)]
+)
+def test_diff_that_saw_nothing_run_is_no_agreement(reached: list[tuple[int, int]], refused: bool):
+    one = {"program": "p", "same_code": False, "differs": False, "reached": reached, "runs": 9}
+    with pytest.raises(BpfunitError, match="nothing was") if refused else nullcontext():
+        _require_effect(one)
