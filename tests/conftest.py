@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 from pathlib import Path
 
@@ -21,8 +22,17 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add an option that shows tests which lean on those before them."""
+    parser.addoption(
+        "--shuffle", type=int, metavar="SEED", help="run the tests in an order drawn from SEED"
+    )
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave the tests of our own messages out when somebody else's object is under test."""
+    if (seed := config.getoption("--shuffle")) is not None:
+        random.Random(seed).shuffle(items)
     chosen = config.getoption("bpf_object", None)
     own = config.rootpath / "bpf" / "build"
     if chosen is None or own in Path(chosen).resolve().parents:

@@ -34,8 +34,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def bpf_load(request: pytest.FixtureRequest) -> Iterator[Callable[..., bpfunit.Object]]:
     """Load objects that are gone when the test ends; arguments as of :func:`bpfunit.load`.
 
-    With ``--bpf-reuse=yes`` an object of an earlier test may serve again, put back to what a fresh
-    load gives. It is dead for the test that had it, as a closed one is.
+    An object of an earlier test may serve again, put back to what a fresh load gives; it is dead
+    for the test that had it, as a closed one is. With ``--bpf-reuse=no`` each load is a fresh one.
     """
     looks_for_leaks = "no_bpf_leaks" in request.fixturenames
     if looks_for_leaks:

@@ -21,9 +21,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--bpf-reuse",
         choices=("yes", "no"),
-        default="no",
+        default="yes",
         help="whether an object that a test is given by bpf_load may be one of an earlier test, put"
-        " back to what a fresh load gives (no, the default)",
+        " back to what a fresh load gives (yes, the default), or each is loaded anew",
     )
     group.addoption(
         "--bpf-reuse-report",
@@ -76,7 +76,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         return
     terminalreporter.section("loads of BPF objects")
     if config.getoption("--bpf-reuse") == "no":
-        terminalreporter.write_line("all fresh: objects serve again with --bpf-reuse=yes alone")
+        terminalreporter.write_line("all fresh: --bpf-reuse=no")
         return
     counts = config.stash.get(_SAID, Counter())
     rewound, fresh = counts.pop(_REWOUND, 0), counts.pop(_FRESH, 0)
