@@ -52,8 +52,8 @@ bpf: setup ## build the programs under test
 kmod: setup ## build the kernel module for KERNELS
 	$(Q)PATH="$(BIN):$$PATH" $(BIN)/python -m bpfunit.kernels build $(KERNELS)
 
-vmtest: bpf ## the tests of the connect hook, in guests of KERNELS
-	$(Q)$(PYTEST) $(KERNEL_ARGS) $(OBJECT_ARGS) tests/hook $(PYTEST_ARGS)
+vmtest: bpf ## the tests of the connect hook and its neighbours, in guests of KERNELS
+	$(Q)$(PYTEST) $(KERNEL_ARGS) $(OBJECT_ARGS) tests/hook tests/mesh $(PYTEST_ARGS)
 
 check: setup-test ## linters, types, formats, without running anything
 	$(Q)tools/check
@@ -77,8 +77,8 @@ bench: bpf ## what each path of the hook costs, instruction-exact, on KERNELS
 		--benchmark-json=build/bench/results.json $(BENCH_ARGS)
 	$(Q)$(BIN)/python -m bpfunit.bench.report "$(BENCH_JSON)" --markdown build/bench/results.md
 
-coverage: bpf ## branch coverage of the hook by its tests; HTML in build/coverage
-	$(Q)$(PYTEST) $(KERNEL_ARGS) $(OBJECT_ARGS) tests/hook --bpf-cov \
+coverage: bpf ## branch coverage of the programs under test; HTML in build/coverage
+	$(Q)$(PYTEST) $(KERNEL_ARGS) $(OBJECT_ARGS) tests/hook tests/mesh --bpf-cov \
 		--bpf-cov-report=term-missing --bpf-cov-report=html:build/coverage $(PYTEST_ARGS)
 
 facts: bpf ## measure docs/kernel-facts.md anew on KERNELS, one after another
@@ -87,7 +87,7 @@ facts: bpf ## measure docs/kernel-facts.md anew on KERNELS, one after another
 stacks: bpf ## every libbpf and every compiler of Debian's suites, unpacked into the cache: a table
 	$(Q)PATH="$(BIN):$$PATH" $(BIN)/python -m tests.stacks --kernel $(firstword $(KERNELS))
 
-mutants: bpf ## break the hook in many small ways; every one has to be noticed
+mutants: bpf ## break the programs in many small ways; every one has to be noticed
 	$(Q)PATH="$(BIN):$$PATH" $(BIN)/python -m tests.mutants $(KERNEL_ARGS) $(PYTEST_ARGS)
 
 docs: setup-test ## build the documentation into build/docs and check its links

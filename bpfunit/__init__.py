@@ -24,7 +24,7 @@ from bpfunit.progtypes import discover
 from bpfunit.progtypes.base import ContextError
 from bpfunit.progtypes.packet import PacketProgram, PacketResult
 from bpfunit.progtypes.sock_addr import BpfSockAddr, SockAddrProgram, SockAddrResult
-from bpfunit.runs.attach import attach
+from bpfunit.runs.attach import attach, attach_to_map
 from bpfunit.runs.bulk import BulkResult, BulkRun
 from bpfunit.runs.program import Program
 from bpfunit.runs.result import NotObservedError, Result
@@ -68,6 +68,7 @@ __all__ = [
     "Types",
     "VerifierError",
     "attach",
+    "attach_to_map",
     "explore",
     "ip",
     "ip4",

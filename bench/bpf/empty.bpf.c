@@ -32,3 +32,15 @@ int empty_recvmsg4(struct bpf_sock_addr *ctx)
 {
 	return 1;
 }
+
+SEC("sockops")
+int empty_sockops(struct bpf_sock_ops *ctx)
+{
+	return 1;
+}
+
+SEC("sk_msg")
+int empty_sk_msg(struct sk_msg_md *msg)
+{
+	return SK_PASS;
+}

@@ -8,7 +8,7 @@
 #ifndef HOOK_LOG_H
 #define HOOK_LOG_H
 
-#include "maps.h"
+#include "shared_maps.h"
 
 enum log_level {
 	LOG_ERROR = 0,

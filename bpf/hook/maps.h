@@ -1,24 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * The maps of the connect hook.
+ * The maps that the connect hook has for itself.
  *
- * They declare sizes and not types, as the mesh's own do; only socket storage cannot be
- * created without BTF types.
+ * They declare sizes and not types, as the mesh's own do.
  */
 #ifndef HOOK_MAPS_H
 #define HOOK_MAPS_H
 
 #include <bpf/bpf_helpers.h>
 
-#include "types.h"
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(key_size, sizeof(struct manager_key));
-	__uint(value_size, sizeof(__u32));
-	__uint(max_entries, 8192);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-} km_manage SEC(".maps");
+#include "shared_maps.h"
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -52,13 +43,6 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 } km_backend SEC(".maps");
 
-struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, struct sock_storage_data);
-} km_sockstorage SEC(".maps");
-
 /*
  * One array for each family: a kernel refuses a program array that mixes connect4 and connect6
  * programs (6.12.57 and later do).
@@ -76,10 +60,5 @@ struct {
 	__uint(value_size, sizeof(__u32));
 	__uint(max_entries, 8);
 } km_cgr_tail6 SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 256 * 1024);
-} km_log_event SEC(".maps");
 
 #endif

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import tempfile
@@ -11,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from bpfunit._sys import bpf, libc
+from bpfunit._sys import bpf, libc, uapi
 from bpfunit._sys.uapi import Cmd
 from bpfunit.errors import BpfunitError, SyscallError
 
@@ -21,17 +20,6 @@ _LEAVE_S = 2  # for tasks that end; takes milliseconds
 
 class CgroupError(BpfunitError):
     """There is no cgroup v2 hierarchy to work in, or a cgroup of ours is not free to go."""
-
-
-class _AttachAttr(ctypes.Structure):
-    """The ``BPF_PROG_ATTACH`` and ``BPF_PROG_DETACH`` part of ``union bpf_attr`` (Linux 4.10)."""
-
-    _fields_ = [
-        ("target_fd", ctypes.c_uint32),
-        ("attach_bpf_fd", ctypes.c_uint32),
-        ("attach_type", ctypes.c_uint32),
-        ("attach_flags", ctypes.c_uint32),
-    ]
 
 
 def find_hierarchy() -> Path | None:
@@ -89,12 +77,12 @@ class Cgroup:
             SyscallError: the kernel refused, with EINVAL for instance where the program was loaded
                 for another attach type.
         """
-        attr = _AttachAttr(self.fd, prog_fd, attach_type, _ALLOW_MULTI)
+        attr = uapi.AttachAttr(self.fd, prog_fd, attach_type, _ALLOW_MULTI)
         bpf.call_checked(f"attach program to {self.path}", Cmd.PROG_ATTACH, attr)
 
     def detach(self, prog_fd: int, attach_type: int) -> None:
         """Detach one program; the others stay."""
-        attr = _AttachAttr(self.fd, prog_fd, attach_type, 0)
+        attr = uapi.AttachAttr(self.fd, prog_fd, attach_type, 0)
         bpf.call_checked(f"detach program from {self.path}", Cmd.PROG_DETACH, attr)
 
     @contextmanager

@@ -274,6 +274,17 @@ class MapBatchAttr(ctypes.Structure):
     ]
 
 
+class AttachAttr(ctypes.Structure):
+    """The ``BPF_PROG_ATTACH`` and ``BPF_PROG_DETACH`` part of ``union bpf_attr`` (Linux 4.10)."""
+
+    _fields_ = [
+        ("target_fd", ctypes.c_uint32),
+        ("attach_bpf_fd", ctypes.c_uint32),
+        ("attach_type", ctypes.c_uint32),
+        ("attach_flags", ctypes.c_uint32),
+    ]
+
+
 class ProgLoadAttr(ctypes.Structure):
     """The ``BPF_PROG_LOAD`` part of ``union bpf_attr``."""
 

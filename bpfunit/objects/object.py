@@ -153,6 +153,29 @@ class Object:
                 raise NotFoundError(f"resize map of {self.path.name}", name, sorted(handles))
             lib.bpf_map__set_max_entries(handles[name], count)
 
+    def _share(self, maps: Mapping[str, Map]) -> None:
+        """Put maps of other objects in the place of this one's."""
+        lib = libbpf.lib()
+        handles = {
+            lib.bpf_map__name(m).decode(): m
+            for m in libbpf.each("bpf_object__next_map", self._handle)
+        }
+        for name, one in maps.items():
+            if name not in handles:
+                raise NotFoundError(f"share map with {self.path.name}", name, sorted(handles))
+            handle = handles[name]
+            declared = (
+                lib.bpf_map__type(handle),
+                lib.bpf_map__key_size(handle),
+                lib.bpf_map__value_size(handle),
+            )
+            if declared != (found := (one.type, one.key_size, one.value_size)):
+                raise BpfunitError(
+                    f"share map {name} with {self.path.name}: it declares type, key size and value"
+                    f" size {declared}, and the map that is given has {found}"
+                )
+            lib.bpf_map__reuse_fd(handle, one.descriptor)
+
     def _load(self, passes: Sequence[Instrumentation]) -> None:
         lib = libbpf.lib()
         with libbpf.captured_log(self.sections.extern_listener()) as messages:
@@ -345,6 +368,7 @@ def load(
     instrument: Sequence[Instrumentation] = (),
     engine: str | None = None,
     pin_root: str | os.PathLike[str] | None = None,
+    maps: Mapping[str, Map] | None = None,
 ) -> Object:
     """Load a BPF object into the running kernel, with maps of its own.
 
@@ -368,8 +392,11 @@ def load(
         pin_root: a directory of a BPF file system, made when it is not there, in which maps with
             ``LIBBPF_PIN_BY_NAME`` are pinned and found by later loads. Without it nothing is
             pinned and nothing found: each load has maps of its own.
+        maps: ``{map: a map of another object}``: maps that both objects share, as programs of one
+            system do that are built apart. Records in a shared ring buffer are seen by one of them.
 
     Raises:
+        BpfunitError: a map of ``maps`` is of another type or size than the object declares.
         LoadError: the file cannot be opened or is no BPF object, or the kernel refused a map.
         VerifierError: the verifier refused a program; its last lines are in the message.
         NotFoundError: a name in the options does not exist; the message lists those that do.
@@ -397,6 +424,7 @@ def load(
         if programs is not None:
             obj._select(programs)
         obj._resize(max_entries or {})
+        obj._share(maps or {})
         obj._load(all_passes)
         obj._collect(map_types or {}, log_maps)
         undo.pop_all()

@@ -6,7 +6,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from bpfunit._sys import sockmap
 from bpfunit._sys.cgroup import Cgroup
+from bpfunit.objects.maps import Map
 from bpfunit.runs.program import Program
 
 _entering = threading.RLock()
@@ -39,3 +41,27 @@ def attach(*programs: Program, cgroup: Cgroup | None = None) -> Iterator[Cgroup]
         for program in programs:
             stack.enter_context(target.attached(program.attach_type, program.fd))
         yield target
+
+
+@contextmanager
+def attach_to_map(target: Map, *programs: Program) -> Iterator[None]:
+    """Attach programs to a sockmap or sockhash within the block.
+
+    What its sockets send goes by an sk_msg program, what they receive by those of sk_skb. A socket
+    takes the programs as it is entered into the map::
+
+        with bpfunit.attach_to_map(obj.maps.connections, obj.programs.on_message):
+            obj.maps.connections[1] = client
+            client.send(b"GET /")
+
+    Args:
+        target: the map; it has one program of each attach type.
+        programs: sk_msg and sk_skb programs.
+
+    Raises:
+        SyscallError: the kernel refused to attach a program.
+    """
+    with ExitStack() as stack:
+        for program in programs:
+            stack.enter_context(sockmap.attached(target.fd, program.fd, program.attach_type))
+        yield

@@ -32,7 +32,8 @@ def test_mutant_has_a_guard_that_exists_or_a_reason(mutant: Mutant):
     assert bool(mutant.guard) != bool(mutant.equivalent)
     if mutant.guard:
         file, _, test = mutant.guard.partition("::")
-        tests = re.findall(r"^def (test_\w+)", (ROOT / "tests/hook" / file).read_text(), re.M)
+        source = (ROOT / mutant.subject.tests / file).read_text()
+        tests = re.findall(r"^def (test_\w+)", source, re.M)
         assert test in tests
 
 

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from .mutant import Mutant
+from .mutant import ROOT, Mutant, Subject
 
-ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "bpf"
 #: Below bpf/build, so that the tests of the project's own log messages take part.
 OBJECTS = SOURCE / "build" / "mutants"
@@ -44,11 +43,11 @@ def build_all(mutants: Sequence[Mutant], jobs: int = 2) -> dict[str, Path]:
     Raises:
         MutantError: for the first that cannot be made.
     """
-    original = _code(_build("original", SOURCE))
+    originals = {s: _code(_build("original", SOURCE, s)) for s in {m.subject for m in mutants}}
     with ThreadPoolExecutor(jobs) as pool:
         paths = list(pool.map(_build_one, mutants))
     for mutant, path in zip(mutants, paths, strict=True):
-        if not mutant.equivalent and _code(path) == original:
+        if not mutant.equivalent and _code(path) == originals[mutant.subject]:
             raise MutantError(f"make mutant {mutant.name}: the edit changes no instruction")
     return {mutant.name: path for mutant, path in zip(mutants, paths, strict=True)}
 
@@ -59,21 +58,29 @@ def _build_one(mutant: Mutant) -> Path:
     shutil.copytree(SOURCE, copy, ignore=shutil.ignore_patterns("build"))
     target = copy / mutant.file
     target.write_text(mutate(mutant, target.read_text()))
-    return _build(mutant.name, copy)
+    return _build(mutant.name, copy, mutant.subject)
 
 
-def _build(name: str, source: Path) -> Path:
-    directory = OBJECTS / "obj" / name
+def object_of(name: str, subject: Subject) -> Path:
+    """Return where a mutant's object is, or the original's."""
+    return OBJECTS / "obj" / name / f"{subject.name}.bpf.o"
+
+
+def _build(name: str, source: Path, subject: Subject) -> Path:
+    target = object_of(name, subject)
     run = subprocess.run(
         # a mutant may leave a parameter without a use
-        ["nice", "make", "-s", "-C", source, f"BUILD={directory}", "EXTRA_CFLAGS=-Wno-error"],
+        [
+            *("nice", "make", "-s", "-C", source, f"BUILD={target.parent}"),
+            *("EXTRA_CFLAGS=-Wno-error", target),
+        ],
         capture_output=True,
         text=True,
         check=False,
     )
     if run.returncode:
         raise MutantError(f"make mutant {name}: it does not compile\n{run.stderr}")
-    return directory / "hook.bpf.o"
+    return target
 
 
 def _code(path: Path) -> bytes:

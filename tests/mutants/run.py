@@ -1,4 +1,4 @@
-"""Runs the hook's tests against every mutant and says which of them noticed.
+"""Runs the tests of the programs in ``bpf/`` against every mutant and says which of them noticed.
 
     python -m tests.mutants [--kernel 6.12] [--fresh] [NAME ...]
 
@@ -25,16 +25,10 @@ from rich.table import Table
 from bpfunit.cli._guest import booted
 from bpfunit.errors import BpfunitError
 
-from .build import OBJECTS, ROOT, MutantError, build_all
-from .mutant import Mutant
+from .build import OBJECTS, MutantError, build_all, object_of
+from .mutant import HOOK, NEIGHBOURS, ROOT, Mutant, Subject
 from .table import MUTANTS
 
-_HOOK_TESTS = ROOT / "tests" / "hook"
-_SUITE = [
-    str(path.relative_to(ROOT))
-    for path in sorted(_HOOK_TESTS.glob("test_*.py"))
-    if path.name != "test_model.py"
-]
 _RESULTS = OBJECTS / "results.json"
 
 # Runs in the guest, in execnet's worker: carries lines between the channel and the zygote.
@@ -74,28 +68,29 @@ def guest(kernel: str) -> Iterator[Ask]:
 
 
 class Judge:
-    """Runs tests against mutants, and against the unchanged hook what it runs against them.
+    """Runs tests against mutants, and against the unchanged object what it runs against them.
 
-    Unless a test passes on the unchanged hook, its failure on a mutant means nothing.
+    Unless a test passes on the unchanged object, its failure on a mutant means nothing.
     """
 
-    def __init__(self, ask: Ask, original: Path, results: Results) -> None:
-        self._ask, self._original, self._results = ask, original, results
+    def __init__(self, ask: Ask, results: Results) -> None:
+        self._ask, self._results = ask, results
 
-    def trust(self, tests: list[str]) -> None:
-        """Run tests against the unchanged hook, once for as long as neither changes.
+    def trust(self, subject: Subject, tests: list[str]) -> None:
+        """Run tests against an unchanged object, once for as long as neither changes.
 
         Raises:
             MutantError: one of them fails.
         """
-        mark = _fingerprint(self._original)
-        kept = self._results.get("unchanged", {})
+        original = object_of("original", subject)
+        name, mark = f"unchanged {subject.name}", _fingerprint(original, subject)
+        kept = self._results.get(name, {})
         passed = kept["tests"] if kept.get("print") == mark else []
         if new := [test for test in tests if test not in passed]:
-            found = self._ask({"name": "unchanged", "object": str(self._original), "tests": new})
+            found = self._ask(_job(name, original, subject, new))
             if found["failed"]:
-                raise MutantError(f"the unchanged hook fails {found['failed']}: {found['reason']}")
-            self._results["unchanged"] = {"print": mark, "tests": [*passed, *new]}
+                raise MutantError(f"the {name} fails {found['failed']}: {found['reason']}")
+            self._results[name] = {"print": mark, "tests": [*passed, *new]}
 
     def by_guard(self, mutant: Mutant, path: Path) -> Verdict:
         """Run the test that guards the mutant's line."""
@@ -103,28 +98,38 @@ class Judge:
 
     def by_suite(self, mutant: Mutant, path: Path) -> Verdict:
         """Run the whole suite."""
-        self.trust(_SUITE)
-        return self._run(mutant, path, _SUITE, by_guard=False)
+        suite = mutant.subject.suite
+        self.trust(mutant.subject, suite)
+        return self._run(mutant, path, suite, by_guard=False)
 
     def _run(self, mutant: Mutant, path: Path, tests: list[str], *, by_guard: bool) -> Verdict:
-        found = self._ask({"name": mutant.name, "object": str(path), "tests": tests})
+        found = self._ask(_job(mutant.name, path, mutant.subject, tests))
         return {**found, "by_guard": by_guard}
 
 
 def _guard(mutant: Mutant) -> str:
-    return f"tests/hook/{mutant.guard}"
+    return f"{mutant.subject.tests}/{mutant.guard}"
+
+
+def _job(name: str, path: Path, subject: Subject, tests: list[str]) -> dict[str, Any]:
+    return {"name": name, "object": [subject.option, str(path)], "tests": tests}
+
+
+def _killer(mutant: Mutant, verdict: Verdict) -> str:
+    failed: str = verdict["failed"]
+    return failed.removeprefix(f"{mutant.subject.tests}/")
 
 
 def report(console: Console, mutants: list[Mutant], results: Results) -> bool:
     """Print the table and the survivors, and return whether all is as declared."""
-    table = Table(title=f"{len(mutants)} mutants of the hook", title_justify="left")
+    table = Table(title=f"{len(mutants)} mutants", title_justify="left")
     for column in ("mutant", "file", "verdict", "by"):
         table.add_column(column, overflow="fold")
     wrong: list[str] = []
     survivors: list[str] = []
     for mutant in mutants:
         result = results[mutant.name]
-        killer = result["failed"].removeprefix("tests/hook/")
+        killer = _killer(mutant, result)
         verdict = "killed" if killer else "survived"
         if mutant.equivalent:
             survivors.append(f"{mutant.name}: {mutant.equivalent}")
@@ -146,9 +151,9 @@ def report(console: Console, mutants: list[Mutant], results: Results) -> bool:
     return not wrong
 
 
-def _fingerprint(path: Path) -> str:
+def _fingerprint(path: Path, subject: Subject) -> str:
     digest = hashlib.sha256(path.read_bytes())
-    for test in sorted(_HOOK_TESTS.glob("*.py")):
+    for test in sorted((ROOT / subject.tests).glob("*.py")):
         digest.update(test.read_bytes())
     return digest.hexdigest()
 
@@ -164,7 +169,7 @@ def run(mutants: list[Mutant], kernel: str, fresh: bool, console: Console) -> bo
     """Build, run what is not known yet, and report."""
     console.print(f"building {len(mutants)} mutants")
     objects = build_all(mutants)
-    prints = {name: f"{kernel} {_fingerprint(path)}" for name, path in objects.items()}
+    prints = {m.name: f"{kernel} {_fingerprint(objects[m.name], m.subject)}" for m in mutants}
     results = {} if fresh else _kept()
     todo = [m for m in mutants if results.get(m.name, {}).get("print") != prints[m.name]]
 
@@ -172,14 +177,17 @@ def run(mutants: list[Mutant], kernel: str, fresh: bool, console: Console) -> bo
         results[mutant.name] = {**found, "print": prints[mutant.name]}
         _RESULTS.write_text(json.dumps(results, indent=1))
         settled = sum(1 for m in mutants if results.get(m.name, {}).get("print") == prints[m.name])
-        killer = found["failed"].removeprefix("tests/hook/") or "survived"
+        killer = _killer(mutant, found) or "survived"
         console.print(f"{settled}/{len(mutants)} {mutant.name}: {killer}", soft_wrap=True)
 
     if todo:
         with guest(kernel) as ask:
-            judge = Judge(ask, OBJECTS / "obj" / "original" / "hook.bpf.o", results)
-            console.print("running the guards against the unchanged hook")
-            judge.trust(sorted({_guard(m) for m in todo if m.guard}))
+            judge = Judge(ask, results)
+            console.print("running the guards against what is unchanged")
+            for subject in (HOOK, NEIGHBOURS):
+                judge.trust(
+                    subject, sorted({_guard(m) for m in todo if m.guard and m.subject == subject})
+                )
             left = []
             for mutant in todo:
                 found = judge.by_guard(mutant, objects[mutant.name]) if mutant.guard else {}

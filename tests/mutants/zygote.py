@@ -3,9 +3,9 @@
 Everything is imported once before the first fork: under software emulation that is most of the time
 that a small test run takes.
 
-Reads jobs from standard input, one JSON object a line {"name", "object", "tests"}; answers each
-with a line {"name", "failed", "reason", "ran"} on standard output, ``failed`` naming the first
-failing test.
+Reads jobs from standard input, one JSON object a line {"name", "object", "tests"}, ``object`` being
+the option that names it and the path; answers each with a line {"name", "failed", "reason", "ran"}
+on standard output, ``failed`` naming the first failing test.
 """
 
 from __future__ import annotations
@@ -53,9 +53,7 @@ def run_tests(job: dict[str, Any]) -> dict[str, Any]:
     """Run a job's tests in this process and return the answer."""
     recorder = Recorder()
     options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=short"]
-    status = pytest.main(
-        [*options, "--bpf-object", job["object"], *job["tests"]], plugins=[recorder]
-    )
+    status = pytest.main([*options, *job["object"], *job["tests"]], plugins=[recorder])
     if status not in (0, 1) or (status == 1) != bool(recorder.failed):
         raise RuntimeError(f"pytest ended with status {status} for {job['name']}")
     return {

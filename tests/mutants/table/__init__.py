@@ -1,4 +1,4 @@
-"""The mutations of the hook's C source: each a small mistake that somebody could make.
+"""The mutations of the C source of the hook and its neighbours: small mistakes one could make.
 
 A mutant names the test that guards its line. One whose effect nobody can see says why.
 """
@@ -7,9 +7,19 @@ from __future__ import annotations
 
 from .control import ADDRESSES, MANAGEMENT
 from .memory import LOGGING, MEMORY
+from .neighbours import CONNECTIONS, MESSAGES
 from .programs import PROGRAM_BODIES
 from .traffic import TRAFFIC
 
 __all__ = ["MUTANTS"]
 
-MUTANTS = [*ADDRESSES, *MANAGEMENT, *MEMORY, *TRAFFIC, *PROGRAM_BODIES, *LOGGING]
+MUTANTS = [
+    *ADDRESSES,
+    *MANAGEMENT,
+    *MEMORY,
+    *TRAFFIC,
+    *PROGRAM_BODIES,
+    *LOGGING,
+    *CONNECTIONS,
+    *MESSAGES,
+]
