@@ -26,7 +26,7 @@ from bpfunit.cli._guest import booted
 from bpfunit.errors import BpfunitError
 
 from .build import OBJECTS, MutantError, build_all, object_of
-from .mutant import HOOK, NEIGHBOURS, ROOT, Mutant, Subject
+from .mutant import ROOT, Mutant, Subject
 from .table import MUTANTS
 
 _RESULTS = OBJECTS / "results.json"
@@ -184,10 +184,12 @@ def run(mutants: list[Mutant], kernel: str, fresh: bool, console: Console) -> bo
         with guest(kernel) as ask:
             judge = Judge(ask, results)
             console.print("running the guards against what is unchanged")
-            for subject in (HOOK, NEIGHBOURS):
-                judge.trust(
-                    subject, sorted({_guard(m) for m in todo if m.guard and m.subject == subject})
-                )
+            guards = {m.subject: set[str]() for m in todo}
+            for mutant in todo:
+                if mutant.guard:
+                    guards[mutant.subject].add(_guard(mutant))
+            for subject, tests in guards.items():
+                judge.trust(subject, sorted(tests))
             left = []
             for mutant in todo:
                 found = judge.by_guard(mutant, objects[mutant.name]) if mutant.guard else {}
