@@ -20,7 +20,7 @@ from typing import Literal
 
 from virtme.mkinitramfs import find_busybox
 
-from bpfunit._arch import of_guests
+from bpfunit._arch import native
 from bpfunit._paths import cache_dir, chosen_libbpf, vm_dir
 from bpfunit._sys import libbpf
 from bpfunit.cli._common import human_size
@@ -102,7 +102,7 @@ def qemu_version() -> tuple[int, int] | None:
     """Return QEMU's (major, minor) version, or None when there is no QEMU on the path."""
     match = re.search(
         r"version (\d+)\.(\d+)",
-        first_line(of_guests().qemu, "--version"),
+        first_line(native().qemu, "--version"),
     )
     return (int(match[1]), int(match[2])) if match else None
 
@@ -110,11 +110,11 @@ def qemu_version() -> tuple[int, int] | None:
 def check_machine() -> Finding:
     """Look at the system and processor: guests are Linux on the one that the table has."""
     found = f"{platform.system()} {platform.machine()}"
-    name = of_guests().name.replace("_", "-")
+    name = native().name.replace("_", "-")
     purpose = f"guests run {name} kernels"
     if platform.system() != "Linux":
         return Finding("machine", "missing", found, purpose, "use a Linux machine, container or VM")
-    if platform.machine() != of_guests().name:
+    if platform.machine() != native().name:
         return Finding("machine", "missing", found, purpose, f"use an {name} machine")
     return Finding("machine", "ok", found, purpose)
 
@@ -134,7 +134,7 @@ def check_qemu() -> Finding:
     version = qemu_version()
     if version is None:
         return Finding(
-            "qemu", "missing", "not on the path", purpose, install_command(of_guests().qemu_package)
+            "qemu", "missing", "not on the path", purpose, install_command(native().qemu_package)
         )
     return Finding("qemu", "ok", f"{version[0]}.{version[1]}", purpose)
 

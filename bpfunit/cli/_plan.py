@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpfunit import kernels
-from bpfunit._arch import of_guests
+from bpfunit._arch import native
 from bpfunit.cli._checks import Finding, Status, install_command
 from bpfunit.guest.accel import choose, probe_kvm
 from bpfunit.guest.errors import GuestError
+from bpfunit.kernels._foreign import known_emulator
 from bpfunit.kernels.catalogue import Entry
 
 
@@ -18,7 +19,7 @@ class KernelPlan:
     """What one kernel of the catalogue would run with.
 
     Attributes:
-        series: ``"6.12"``.
+        series: as users type it: ``"6.12"``, ``"6.12/arm64"``.
         release: the exact release.
         engine: ``testrun``, ``live``, or "" when the kernel cannot be run.
         accelerator: ``kvm`` or ``tcg``; "" when the kernel cannot be run.
@@ -58,7 +59,7 @@ class Plan:
             )
             series = ", ".join(plan.series for plan in refused)
             found = f"{self.accelerator}, not for {series}: {refused[0].why}"
-            remedy = f"{install_command(of_guests().qemu_package)}, version 10 or newer"
+            remedy = f"{install_command(native().qemu_package)}, version 10 or newer"
             return Finding("accelerator", status, found, purpose, remedy)
         if self.accelerator == "kvm":
             return Finding("accelerator", "ok", "kvm", purpose)
@@ -75,9 +76,9 @@ class Plan:
         for plan in self.kernels:
             if plan.engine and plan.accelerator:
                 state = "" if plan.fetched else ", to be fetched"
-                lines.append(f"{plan.series:5} engine {plan.engine}: {plan.why}{state}")
+                lines.append(f"{plan.series:10} engine {plan.engine}: {plan.why}{state}")
             else:
-                lines.append(f"{plan.series:5} cannot run: {plan.why}")
+                lines.append(f"{plan.series:10} cannot run: {plan.why}")
         return lines
 
     def as_dict(self) -> dict[str, Any]:
@@ -103,15 +104,18 @@ def make_plan() -> Plan:
 
 def _plan_kernel(entry: Entry, fetched: bool) -> KernelPlan:
     if entry.refused:
-        return KernelPlan(entry.series, entry.release, "", "", entry.refused, fetched)
+        return KernelPlan(entry.name, entry.release, "", "", entry.refused, fetched)
     engine = "testrun" if entry.headers else "live"
     why = (
         "the archive has headers, the module can be built"
         if entry.headers
         else "the archive has no headers to build the module with"
     )
+    if entry.architecture != native():
+        why += "" if known_emulator(entry.architecture) else "; its emulator is to be fetched, too"
+        return KernelPlan(entry.name, entry.release, engine, "tcg", why, fetched)
     try:
         accelerator = choose("auto", entry.release)
     except GuestError as error:
-        return KernelPlan(entry.series, entry.release, engine, "", str(error), fetched)
-    return KernelPlan(entry.series, entry.release, engine, accelerator, why, fetched)
+        return KernelPlan(entry.name, entry.release, engine, "", str(error), fetched)
+    return KernelPlan(entry.name, entry.release, engine, accelerator, why, fetched)

@@ -41,6 +41,8 @@ def list_kernels(as_json: _AsJson = False) -> None:
         f"[dim]{kernels_alone} of kernels; {everything} with what was made for them (modules, "
         f"snapshots, build roots), in {cache_dir()}[/dim]"
     )
+    for name, bytes_taken in kernels.roots():
+        console.print(f"[dim]{human_size(bytes_taken):>9} {name}[/dim]")
 
 
 def _as_dict(status: kernels.Status) -> dict[str, Any]:
@@ -56,7 +58,7 @@ def _as_dict(status: kernels.Status) -> dict[str, Any]:
         remark = "no headers in the archive to build the module with"
     engine = "testrun" if (record.headers if record else entry and entry.headers) else "live"
     return {
-        "series": entry.series if entry else record.series if record else "",
+        "series": entry.name if entry else record.name if record else "",
         "release": entry.release if entry else record.release if record else "",
         "engine": "none" if entry and entry.refused else engine,
         "cached": record is not None,

@@ -11,7 +11,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from bpfunit._arch import of_guests
+from bpfunit._arch import native
 from bpfunit.guest.errors import GuestError
 
 # include/uapi/linux/kvm.h
@@ -48,8 +48,8 @@ def probe_kvm(device: Path = Path("/dev/kvm"), cpuinfo: Path = Path("/proc/cpuin
     if not device.exists():
         return Kvm(False, f"there is no {device}")
     flags = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE)
-    wanted = of_guests().virtualisation
-    if flags is None or not wanted & set(flags[1].split()):
+    wanted = native().virtualisation
+    if wanted and (flags is None or not wanted & set(flags[1].split())):
         lacks = " nor ".join(sorted(wanted, reverse=True))
         return Kvm(False, f"{device} is there, but the processor has neither {lacks}")
     try:
@@ -72,15 +72,23 @@ def probe_kvm(device: Path = Path("/dev/kvm"), cpuinfo: Path = Path("/proc/cpuin
     return Kvm(True)
 
 
-@functools.lru_cache(maxsize=1)
-def qemu() -> tuple[str, tuple[int, int]]:
+def foreign_kvm() -> Kvm:
+    """Return why KVM runs no kernel of another architecture."""
+    return Kvm(False, f"it runs kernels for {native().debian} alone here")
+
+
+@functools.lru_cache(maxsize=8)
+def qemu(emulator: Path | None = None) -> tuple[str, tuple[int, int]]:
     """Return QEMU's path and version.
+
+    Args:
+        emulator: the one to use; by default the one that this machine has for its own guests.
 
     Raises:
         GuestError: there is none, or it does not start.
     """
-    arch = of_guests()
-    path = shutil.which(arch.qemu)
+    arch = native()
+    path = str(emulator) if emulator else shutil.which(arch.qemu)
     if path is None:
         raise GuestError(
             f"find QEMU: no {arch.qemu} in PATH; install {arch.qemu_package} "
@@ -93,32 +101,34 @@ def qemu() -> tuple[str, tuple[int, int]]:
     return path, (int(found[1]), int(found[2]))
 
 
-def choose(asked: str, release: str, kvm: Kvm | None = None) -> str:
+def choose(asked: str, release: str, kvm: Kvm | None = None, emulator: Path | None = None) -> str:
     """Return the accelerator to use: ``"kvm"``, ``"tcg"`` or ``"icount"``.
 
     Args:
         asked: what the user wants, one of those or ``"auto"``.
         release: the kernel that will boot.
         kvm: what is known about KVM; probed by default.
+        emulator: the QEMU of another architecture, for which there is no KVM; None for a kernel of
+            this machine's.
 
     Raises:
         GuestError: KVM was asked for and does not work, or QEMU is too old to emulate the kernel.
     """
     if asked in {"auto", "kvm"}:
-        kvm = kvm or probe_kvm()
+        kvm = kvm or (foreign_kvm() if emulator else probe_kvm())
         if kvm.usable:
             return "kvm"
         if asked == "kvm":
             raise GuestError(
                 f"use KVM: {kvm.reason}; use --guest-accel tcg, which is slower and needs no KVM"
             )
-    path, version = qemu()
+    path, version = qemu(emulator)
     numbers = re.match(r"(\d+)\.(\d+)", release)
     if numbers and (int(numbers[1]), int(numbers[2])) >= _FRAGILE_FROM and version[0] < _SAFE_QEMU:
         why = f" (KVM: {kvm.reason})" if kvm else ""
         raise GuestError(
             f"emulate {release}: {path} is version {version[0]}.{version[1]}, whose software "
             f"emulation corrupts kernels from 6.12 on{why}; install QEMU {_SAFE_QEMU} or newer "
-            f"(Debian 12: apt-get install -t bookworm-backports {of_guests().qemu_package})"
+            f"(Debian 12: apt-get install -t bookworm-backports {native().qemu_package})"
         )
     return "icount" if asked == "icount" else "tcg"

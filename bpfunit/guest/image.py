@@ -21,7 +21,7 @@ from filelock import FileLock
 from virtme.cpiowriter import CpioWriter
 from virtme.mkinitramfs import find_busybox
 
-from bpfunit._arch import of_guests
+from bpfunit._arch import ARCHITECTURES
 from bpfunit._paths import cache_dir
 from bpfunit.guest.errors import GuestError
 
@@ -37,19 +37,23 @@ _MODULES = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay")
 _XEN_ELFNOTE_PHYS32_ENTRY = 18  # include/xen/interface/elfnote.h; the PVH entry point
 
 
-def boot_files(image: Path, release: str, modules_root: Path | None) -> tuple[Path, Path]:
+def boot_files(
+    image: Path, release: str, modules_root: Path | None, root: Path | None = None
+) -> tuple[Path, Path]:
     """Return the kernel file and the initramfs to boot, making them when they are not cached.
 
     Args:
         image: the kernel's image.
         release: as ``uname -r`` prints it.
         modules_root: the directory that has ``lib/modules/RELEASE``, or None when all is built in.
+        root: the user space of guests of another architecture; None for this machine's.
 
     Raises:
         GuestError: busybox is missing, or a module that the guest needs to boot is.
     """
     stat = image.stat()
-    key = [_FORMAT, image, stat.st_size, stat.st_mtime_ns, modules_root, _busybox()]
+    busybox = _busybox(root)
+    key = [_FORMAT, image, stat.st_size, stat.st_mtime_ns, modules_root, busybox]
     key += [path.read_bytes() for path in (_HERE / "init.sh", _HERE / "stage2.sh")]
     name = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
     directory = cache_dir() / "boot" / f"{release}-{name}"
@@ -61,7 +65,7 @@ def boot_files(image: Path, release: str, modules_root: Path | None) -> tuple[Pa
                 unpacked = unpack(image)
                 if unpacked is not None:
                     write_whole(kernel, unpacked)
-                write_whole(initramfs, _initramfs(release, modules_root))
+                write_whole(initramfs, _initramfs(release, modules_root, Path(busybox)))
     return (kernel if kernel.exists() else image), initramfs
 
 
@@ -72,7 +76,8 @@ def unpack(image: Path) -> bytes | None:
     ``CONFIG_PVH``; those boot as they are, more slowly.
     """
     data = image.read_bytes()
-    payload = of_guests().image_payload(data)
+    payloads = (one.image_payload(data) for one in ARCHITECTURES.values())
+    payload = next((found for found in payloads if found is not None), None)
     if payload is None:
         return None
     for magic, decompress in _DECOMPRESSORS:
@@ -136,17 +141,19 @@ def write_whole(path: Path, content: bytes) -> None:
     Path(file.name).replace(path)
 
 
-def _busybox() -> str:
+def _busybox(root: Path | None) -> str:
+    if root is not None:
+        return str(root / "usr/bin/busybox")
     found = find_busybox("/", is_native=True)
     if found is None:
         raise GuestError("make the initramfs: no busybox; install busybox-static")
     return str(found)
 
 
-def _initramfs(release: str, modules_root: Path | None) -> bytes:
+def _initramfs(release: str, modules_root: Path | None, busybox: Path) -> bytes:
     with tempfile.TemporaryFile() as file:
         cpio = CpioWriter(file)
-        for name in ("bin", "dev", "proc", "run", "host", "changes", "root", "modules"):
+        for name in ("bin", "dev", "proc", "run", "arch", "host", "changes", "root", "modules"):
             cpio.mkdir(name.encode(), 0o755)
         cpio.mkchardev(b"dev/console", (5, 1), mode=0o600)
         cpio.mkchardev(b"dev/null", (1, 3), mode=0o666)
@@ -156,7 +163,7 @@ def _initramfs(release: str, modules_root: Path | None) -> bytes:
             names.append(name)
             _add(cpio, f"modules/{name}", _module_content(path))
         _add(cpio, "modules/order", "".join(f"{name}\n" for name in names).encode())
-        _add(cpio, "bin/busybox", Path(_busybox()).read_bytes(), mode=0o755)
+        _add(cpio, "bin/busybox", busybox.read_bytes(), mode=0o755)
         _add(cpio, "stage2.sh", (_HERE / "stage2.sh").read_bytes())
         _add(cpio, "init", (_HERE / "init.sh").read_bytes(), mode=0o755)
         cpio.write_trailer()

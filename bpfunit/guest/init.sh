@@ -4,6 +4,8 @@
 #
 # Kernel command line: bpfunit.dir=DIR, a directory of the host with
 #   env       shell assignments: environment, and BPFUNIT_CWD, BPFUNIT_COMMAND, BPFUNIT_MODULES
+#   foreign   in a guest of another architecture alone: commands that put its Python in the place of the host's;
+#             its user space, a second export, lies over the host's files
 # or: bpfunit.snapshot, a guest to take a snapshot of. Then a Python from the initramfs gets warm
 # first (/warm.sh, warm.py), and DIR comes over port 2 once the snapshot was restored.
 #
@@ -46,12 +48,13 @@ ulimit -n 1048576 2>/dev/null
 until [ -c /dev/vport*p1 ] && [ -c /dev/vport*p2 ]; do /bin/busybox usleep 20000; done
 exec 3<>$(echo /dev/vport*p2) 4<>/run/bpfunit/report
 
-warm=
+warm='' arch=''
 read -r cmdline </proc/cmdline
 for word in $cmdline; do
   case $word in
     bpfunit.dir=*) dir=${word#*=} ;;
     bpfunit.snapshot) warm=1 ;;
+    bpfunit.arch) arch=1 ;;
   esac
 done
 if [ -n "$warm" ]; then
@@ -82,11 +85,18 @@ fi
 
 lower=ro,trans=virtio,version=9p2000.L,msize=512000,cache=loose,access=any
 /bin/busybox mount -t 9p -o $lower host /host || fail "cannot mount the host's files over 9p"
-/bin/busybox mount -t overlay -o lowerdir=/host,upperdir=/changes/upper,workdir=/changes/work,index=off,metacopy=off root /root ||
+files=/host
+if [ -n "$arch" ]; then
+  /bin/busybox mount -t 9p -o $lower arch /arch || fail "cannot mount the user space of this architecture over 9p"
+  files=/arch:/host
+fi
+/bin/busybox mount -t overlay -o lowerdir=$files,upperdir=/changes/upper,workdir=/changes/work,index=off,metacopy=off root /root ||
   fail "cannot lay an overlay over the host's files"
 cd /root
 [ -r ".$dir/env" ] || fail "cannot read $dir/env on the host"
 /bin/busybox cp ".$dir/env" /run/bpfunit
+# shellcheck source=/dev/null
+[ -z "$arch" ] || . ".$dir/foreign"
 /bin/busybox mount --move /run run
 /bin/busybox mount --move /dev dev
 /bin/busybox mount --move /proc proc

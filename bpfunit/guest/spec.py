@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bpfunit._arch import of_guests
 from bpfunit._paths import cache_dir, chosen_libbpf
-from bpfunit.guest import snapshot
+from bpfunit.guest import foreign, snapshot
 from bpfunit.guest.accel import choose, qemu
 from bpfunit.guest.bytecode import archive
 from bpfunit.guest.environment import passed_on, require_visible
@@ -103,12 +102,15 @@ class GuestSpec:
         if not any(run.iterdir()):
             (run / OWNED).touch()
         directory.mkdir(exist_ok=True)
-        accel = choose(self.accel, self.kernel.release)
+        accel = choose(self.accel, self.kernel.release, emulator=self._emulator)
         variables = self._variables(accel)
         (directory / "env").write_bytes(os.fsencode(self._environment(variables)))
-        image, cached = boot_files(self.kernel.image, self.kernel.release, self.kernel.modules_root)
+        kernel = self.kernel
+        image, cached = boot_files(kernel.image, kernel.release, kernel.modules_root, self._root)
         initramfs = directory / "initramfs"  # the kernel unpacks archives one after the other
         initramfs.write_bytes(cached.read_bytes() + archive(self.packages))
+        if self._root is not None:
+            (directory / "foreign").write_text(foreign.commands(), encoding="utf-8")
         argv = self._command_line(accel, directory, image)
         worker: dict[str, Any] = {"environment": variables, "path": []}
         worker["cwd"] = str(self.cwd or Path.cwd())
@@ -125,6 +127,23 @@ class GuestSpec:
         path.write_text(json.dumps(description, indent=1))
         command = shlex.join([sys.executable, "-I", "-S", str(_SUPERVISOR), str(path)])
         return f"popen//python={command}"
+
+    @property
+    def _emulator(self) -> Path | None:
+        return self.kernel.foreign.emulator if self.kernel.foreign else None
+
+    @property
+    def _root(self) -> Path | None:
+        return self.kernel.foreign.root if self.kernel.foreign else None
+
+    def _words(self, accel: str) -> str:
+        """Return the kernel's command line, with the rate at which the guest's counter will run."""
+        arch = self.kernel.architecture
+        words = f"{arch.kernel_words} {_KERNEL_WORDS}"
+        if self._root is not None:
+            words += " bpfunit.arch"
+        rate = tsc_khz() if arch.tells_clock and not self._root and accel == "tcg" else None
+        return f"{words} tsc_early_khz={rate}" if rate else words
 
     def _require_visible(self, directory: Path) -> None:
         needed = {
@@ -148,6 +167,8 @@ class GuestSpec:
         """
         if accel != "tcg" or self.append or self.qemu_args or not snapshot.wanted():
             return {"start": "", "snapshot": None}
+        if self._root is not None:
+            return {"start": "", "snapshot": None}
         if loader := sorted(name for name in worker["environment"] if name.startswith("LD_")):
             # The loader reads them as a process starts, and the Python in a snapshot has started.
             return {"start": f"boots, since {' and '.join(loader)} is set", "snapshot": None}
@@ -166,7 +187,7 @@ class GuestSpec:
             why = f"boots since its snapshot failed: {found.failed}; "
             return {"start": f"{why}remove {found.slot} to try again", "snapshot": None}
         worker["path"] = found.path
-        lines = snapshot.command_lines(argv, found.slot, self.memory, _kernel_words(accel))
+        lines = snapshot.command_lines(argv, found.slot, self.memory, self._words(accel))
         start = "" if found.ready else "makes a snapshot first, once, which takes as long as a boot"
         return {"start": start, "snapshot": {"slot": str(found.slot), **lines}}
 
@@ -174,7 +195,10 @@ class GuestSpec:
         variables = passed_on(os.environ)
         variables.update(self.env, BPFUNIT_GUEST="1", BPFUNIT_ACCEL=accel)
         variables["PYTHONDONTWRITEBYTECODE"] = "1"  # it would be gone with the guest
-        if libbpf := chosen_libbpf():
+        if self._root is not None:
+            for name in foreign.WITHHELD:
+                variables.pop(name, None)
+        elif libbpf := chosen_libbpf():
             path = Path(libbpf).absolute()
             require_visible("the chosen libbpf", path)
             variables["BPFUNIT_LIBBPF"] = str(path)
@@ -200,25 +224,32 @@ class GuestSpec:
 
     def _command_line(self, accel: str, directory: Path, image: Path) -> list[str]:
         """Return QEMU's arguments; ``@NAME@`` stand for what the supervisor fills in."""
-        arch = of_guests()
+        arch = self.kernel.architecture
         accelerate = {
             "kvm": ["-accel", "kvm", "-cpu", "host"],
             "tcg": ["-accel", "tcg", "-cpu", arch.emulated_cpu],
             "icount": ["-accel", "tcg", "-icount", "shift=0,sleep=off", "-cpu", arch.emulated_cpu],
         }[accel]
-        append = f"bpfunit.dir={directory} {_kernel_words(accel)} {self.append}"
+        append = f"bpfunit.dir={directory} {self._words(accel)} {self.append}"
+        shared = "security_model=none,readonly=on,multidevs=remap"
+        root: list[str] = []
+        if self._root is not None:
+            root = ["-fsdev", f"local,id=arch,path={self._root},{shared}"]
+            root += ["-device", f"virtio-9p-{arch.bus},fsdev=arch,mount_tag=arch"]
         # fmt: off
         return [
-            qemu()[0], "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+            qemu(self._emulator)[0], "-nodefaults", "-no-user-config",
+            "-display", "none", "-no-reboot",
             "-machine", arch.machine,
             *accelerate,
             "-smp", str(1 if accel == "icount" else self.cpus),
             "-m", f"{self.memory}M",
             "-kernel", str(image), "-initrd", f"{directory}/initramfs", "-append", append.strip(),
-            "-chardev", "file,id=console,path=@CONSOLE@,append=on", "-serial", "chardev:console",
-            "-fsdev", "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap",
-            "-device", "virtio-9p-pci,fsdev=host,mount_tag=host",
-            "-device", "virtio-serial-pci",
+            "-chardev", "file,id=console,path=@CONSOLE@,append=on", *arch.console,
+            "-fsdev", f"local,id=host,path=/,{shared}",
+            "-device", f"virtio-9p-{arch.bus},fsdev=host,mount_tag=host",
+            *root,
+            "-device", f"virtio-serial-{arch.bus}",
             "-chardev", "socket,id=io,fd=@IO@",
             "-device", "virtserialport,nr=1,chardev=io,name=bpfunit.io",
             "-chardev", "socket,id=report,fd=@REPORT@",
@@ -228,14 +259,6 @@ class GuestSpec:
             *self.qemu_args,
         ]
         # fmt: on
-
-
-def _kernel_words(accel: str) -> str:
-    """Return the kernel's command line, with the rate at which the guest's counter will run."""
-    arch = of_guests()
-    words = f"{arch.kernel_words} {_KERNEL_WORDS}"
-    rate = tsc_khz() if arch.tells_clock and accel == "tcg" else None
-    return f"{words} tsc_early_khz={rate}" if rate else words
 
 
 def unusual_start(directory: Path) -> str:

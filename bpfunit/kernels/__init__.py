@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bpfunit.kernels._cache import disk_usage
 from bpfunit.kernels._kmod import module_for, modules_for
-from bpfunit.kernels._manage import PinChange, Status, inventory, remove, update_pins
+from bpfunit.kernels._manage import PinChange, Status, inventory, remove, roots, update_pins
 from bpfunit.kernels._resolve import resolve, resolve_many, strict_pins
 from bpfunit.kernels.catalogue import BuildRoot, Catalogue, Entry, Suite, load_catalogue
 from bpfunit.kernels.errors import (
@@ -44,6 +44,7 @@ __all__ = [
     "remove",
     "resolve",
     "resolve_many",
+    "roots",
     "strict_pins",
     "update_pins",
 ]

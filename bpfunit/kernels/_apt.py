@@ -18,11 +18,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from bpfunit._arch import of_guests
+from bpfunit._arch import Architecture, native
 from bpfunit.kernels.catalogue import Catalogue, Suite
 from bpfunit.kernels.errors import FetchError
 
-DEFAULT_ARCHITECTURE = of_guests().debian
 INDEX_LIFETIME_S = 3600
 """An index younger than this is not fetched again, unless what is looked for is missing from it."""
 
@@ -40,7 +39,7 @@ Dir::Etc::PreferencesParts "/dev/null";
 Dir::Etc::Trusted "/dev/null";
 Dir::Etc::TrustedParts "/dev/null";
 APT::Architecture "{architecture}";
-APT::Architectures {{ "{architecture}"; }};
+APT::Architectures {{ {architectures} }};
 APT::Sandbox::User "root";
 {transport}
 Acquire::Languages "none";
@@ -70,6 +69,7 @@ class Package:
         installed: bytes once unpacked, as the package itself says.
         depends: the ``Depends`` field as it stands.
         source: the source package's name.
+        architecture: ``"amd64"``, or ``"all"``.
     """
 
     name: str
@@ -78,6 +78,7 @@ class Package:
     installed: int
     depends: str
     source: str
+    architecture: str = "all"
 
 
 def newest_first(packages: Sequence[Package]) -> list[Package]:
@@ -171,22 +172,37 @@ class SuiteIndex:
         suite: the suite to read.
         state_root: directory that holds the states, one below it for each suite and mirror.
         sources: whether source packages are wanted too, for `download_source`.
+        architecture: whose packages are meant; those of this machine are there beside them.
     """
 
     def __init__(
-        self, catalogue: Catalogue, suite: Suite, state_root: Path, *, sources: bool = False
+        self,
+        catalogue: Catalogue,
+        suite: Suite,
+        state_root: Path,
+        *,
+        sources: bool = False,
+        architecture: Architecture | None = None,
     ) -> None:
         self._catalogue = catalogue
         self.suite = suite
         self._source_types = ("deb", "deb-src") if sources else ("deb",)
-        self._state = state_root / suite.name
-        self._lock = FileLock(str(state_root / f".{suite.name}.lock"))
+        wanted = architecture or native()
+        self._architectures = list(dict.fromkeys([wanted.debian, native().debian]))
+        name = suite.name if wanted == native() else f"{suite.name}-{wanted.debian}"
+        self._state = state_root / name
+        self._lock = FileLock(str(state_root / f".{name}.lock"))
         self._uri_file = self._state / "mirror"
 
     @property
     def mirror(self) -> str:
         """The URI that the index came from."""
         return self._uri_file.read_text(encoding="utf-8").strip()
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether its packages are of another architecture than this machine."""
+        return len(self._architectures) > 1
 
     def refresh(self, max_age_s: float = INDEX_LIFETIME_S) -> bool:
         """Fetch and verify the index where it is older than `max_age_s` seconds.
@@ -229,7 +245,7 @@ class SuiteIndex:
 
     def _sources(self, uri: str, key: Path) -> str:
         archive = f"{uri} {self.suite.name} {self.suite.component}"
-        options = f"[arch={DEFAULT_ARCHITECTURE} signed-by={key}]"
+        options = f"[arch={','.join(self._architectures)} signed-by={key}]"
         return "".join(f"{source_type} {options} {archive}\n" for source_type in self._source_types)
 
     def _write_state(self, uri: str, key: Path) -> None:
@@ -239,7 +255,10 @@ class SuiteIndex:
         (self._state / "status").touch()
         (self._state / "sources.list").write_text(self._sources(uri, key), encoding="utf-8")
         configuration = _CONFIGURATION.format(
-            state=self._state, architecture=DEFAULT_ARCHITECTURE, transport=configured_transport()
+            state=self._state,
+            architecture=self._architectures[0],
+            architectures=" ".join(f'"{name}";' for name in self._architectures),
+            transport=configured_transport(),
         )
         (self._state / "apt.conf").write_text(configuration, encoding="utf-8")
 
@@ -280,7 +299,7 @@ class SuiteIndex:
         Raises:
             FetchError: network gone, hash wrong, file vanished; with apt's own words.
         """
-        wanted = [f"{package.name}={package.version}" for package in packages]
+        wanted = [f"{self._called(package)}={package.version}" for package in packages]
         reader, writer = os.pipe()
         with (directory / "apt.log").open("w+b") as log:
             process = subprocess.Popen(
@@ -310,6 +329,10 @@ class SuiteIndex:
             raise FetchError(
                 f"download {', '.join(wanted)} from {self.mirror}: {_complaint(words)}"
             )
+
+    def _called(self, package: Package) -> str:
+        is_usual = package.architecture in {"all", self._architectures[0]}
+        return package.name if is_usual else f"{package.name}:{package.architecture}"
 
     def download_source(self, package: Package, directory: Path) -> None:
         """Download and verify the files of the source package that a package was built from.
@@ -355,4 +378,5 @@ def _stanzas(text: str) -> Iterator[Package]:
                 int(fields.get("Installed-Size", 0)) * 1024,
                 fields.get("Depends", ""),
                 fields.get("Source", fields["Package"]).split()[0],
+                fields.get("Architecture", "all"),
             )

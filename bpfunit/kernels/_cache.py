@@ -17,7 +17,9 @@ from tempfile import mkdtemp
 
 from filelock import FileLock
 
+from bpfunit._arch import ARCHITECTURES
 from bpfunit._paths import cache_dir
+from bpfunit.kernels.catalogue import full_name
 
 FORMAT = 1
 """Number of the layout; a cached kernel of another layout is fetched anew."""
@@ -39,6 +41,7 @@ class Record:
         size: bytes on disk.
         seconds: how long fetching and unpacking took.
         fetched: when, ISO 8601 in UTC.
+        architecture: as ``uname -m`` prints it; x86-64 in records of before there were others.
     """
 
     format: int
@@ -52,6 +55,12 @@ class Record:
     size: int
     seconds: float
     fetched: str
+    architecture: str = "x86_64"
+
+    @property
+    def name(self) -> str:
+        """What users type: ``"6.12"``, ``"6.12/arm64"``."""
+        return full_name(self.series, ARCHITECTURES[self.architecture])
 
     def save(self, directory: Path) -> None:
         """Write the record into an unpacked kernel's directory."""

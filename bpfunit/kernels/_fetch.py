@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from bpfunit._arch import of_guests
+from bpfunit._arch import Architecture, native
 from bpfunit._paths import cache_dir
 from bpfunit.kernels._apt import Package, SuiteIndex, newest_first, require_tools
 from bpfunit.kernels._cache import (
@@ -38,14 +38,8 @@ _IMAGE = r"linux-image-(\d+\.\d+\.\d+[^-]*(?:-\d[\w.+~]*)?-{flavour})"
 _OF_A_KERNEL = re.compile(r"linux-(base|binary|modules|headers|kbuild)-\d")
 # Holds modules.order and modules.builtin. The archive drops it while it keeps the signed image.
 _OPTIONAL = re.compile(r"linux-base-\d")
-# Headers come with all architectures; building needs one. The patterns are those of tar, which has
-# no «all but»: what begins otherwise, and what begins alike.
-_ARCH = of_guests().sources
-_NOT_UNPACKED = (
-    "./usr/share",
-    f"./usr/src/*-common/arch/[!{_ARCH[0]}]*",
-    f"./usr/src/*-common/arch/{_ARCH[0]}[!{_ARCH[1]}]*",
-)
+# Compiled tools of the build, which run here whatever the kernel runs on.
+_BUILD_TOOLS = "linux-kbuild-"
 
 
 class IncompleteError(FetchError):
@@ -74,7 +68,22 @@ class Plan:
 
 def indexes(catalogue: Catalogue, entry: Entry) -> list[SuiteIndex]:
     """Return the indexes of an entry's suites, in the order to search."""
-    return [SuiteIndex(catalogue, suite, cache_dir() / "apt") for suite in entry.suites]
+    state = cache_dir() / "apt"
+    return [
+        SuiteIndex(catalogue, suite, state, architecture=entry.architecture)
+        for suite in entry.suites
+    ]
+
+
+def _not_unpacked(architecture: Architecture) -> list[str]:
+    """Return patterns of what is left out of packages.
+
+    Headers come with all architectures; building needs one. The patterns are those of tar, which
+    has no «all but»: what begins otherwise, and what begins alike.
+    """
+    name = architecture.sources
+    common = "./usr/src/*-common/arch"
+    return ["./usr/share", f"{common}/[!{name[0]}]*", f"{common}/{name[0]}[!{name[1]}]*"]
 
 
 def find_release(catalogue: Catalogue, entry: Entry, release: str) -> Plan | None:
@@ -94,7 +103,7 @@ def find_release(catalogue: Catalogue, entry: Entry, release: str) -> Plan | Non
 
 def find_newest(catalogue: Catalogue, entry: Entry) -> Plan | None:
     """Return the newest release of the entry's series, with headers where the entry has them."""
-    image = re.compile(_IMAGE.format(flavour=re.escape(catalogue.flavour)))
+    image = re.compile(_IMAGE.format(flavour=re.escape(entry.flavour)))
     for index in indexes(catalogue, entry):
         index.refresh()
         names = index.names(f"linux-image-{entry.series}.")
@@ -132,7 +141,8 @@ def _follow(index: SuiteIndex, package: Package, found: dict[str, Package]) -> N
         if not _OF_A_KERNEL.match(name):
             continue
         exact = re.search(r"\(= ([^)]+)\)", clause)
-        versions = newest_first(index.packages([name]))
+        of_host = name.startswith(_BUILD_TOOLS) and index.is_foreign
+        versions = newest_first(index.packages([f"{name}:{native().debian}" if of_host else name]))
         if exact:
             versions = [version for version in versions if version.version == exact[1]]
         if versions:
@@ -162,7 +172,7 @@ def fetch(catalogue: Catalogue, entry: Entry, plan: Plan, task: Task) -> Record:
             with building(target) as directory:
                 _check_space(plan, directory)
                 _download(plan, directory / "debs", task)
-                _unpack(catalogue, plan, directory, target, task)
+                _unpack(catalogue, entry, plan, directory, target, task)
                 record = Record(
                     FORMAT,
                     entry.series,
@@ -175,6 +185,7 @@ def fetch(catalogue: Catalogue, entry: Entry, plan: Plan, task: Task) -> Record:
                     disk_usage(directory),
                     round(time.monotonic() - started, 1),
                     datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                    entry.architecture.name,
                 )
                 record.save(directory)
         except OSError as error:
@@ -202,7 +213,9 @@ def _download(plan: Plan, directory: Path, task: Task) -> None:
     plan.index.download(plan.packages, directory, lambda fraction: task.step(label, fraction))
 
 
-def _unpack(catalogue: Catalogue, plan: Plan, directory: Path, target: Path, task: Task) -> None:
+def _unpack(
+    catalogue: Catalogue, entry: Entry, plan: Plan, directory: Path, target: Path, task: Task
+) -> None:
     label = f"unpacking {plan.release}"
     packages = sorted((directory / "debs").glob("*.deb"))
     if len(packages) != len(plan.packages):
@@ -214,7 +227,7 @@ def _unpack(catalogue: Catalogue, plan: Plan, directory: Path, target: Path, tas
     drop = [f"./{usr}{modules}/kernel/{d}" for usr in ("", "usr/") for d in catalogue.drop]
     for i, package in enumerate(packages):
         task.step(label, i / len(packages))
-        extract(package, directory, (*_NOT_UNPACKED, *drop))
+        extract(package, directory, (*_not_unpacked(entry.architecture), *drop))
         package.unlink()
     shutil.rmtree(directory / "debs")
     _join_usr(directory, plan.release)

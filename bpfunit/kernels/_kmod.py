@@ -158,7 +158,7 @@ def make_command(kernel: Kernel, toolchain: Toolchain, work: Path) -> list[str]:
     command += ["CONFIG_DEBUG_INFO_BTF_MODULES=", "PAHOLE_VERSION=$(CONFIG_PAHOLE_VERSION)"]
     if toolchain.compiler:
         command.append(f"CC={toolchain.compiler}")
-    return [*command, "modules"]
+    return [*command, *toolchain.variables, "modules"]
 
 
 def run_build(command: list[str], log: Path, title: str) -> int:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import mmap
 import platform
-import re
 from pathlib import Path
 
-from bpfunit._arch import of_guests
+from bpfunit._arch import ARCHITECTURES, Architecture, native
 from bpfunit.kernels.errors import KernelsError
 from bpfunit.kernels.kernel import Kernel
-
-_BANNER = re.compile(rb"Linux version (\d+\.\d+[^\s\0]*)")
 
 
 def local_kernel(path: Path) -> Kernel:
     """Return the kernel at a path.
 
     Args:
-        path: a bzImage (``vmlinuz``), the tree of a built kernel, or a directory with
+        path: a boot image (``vmlinuz``), the tree of a built kernel, or a directory with
             ``boot/vmlinuz-RELEASE`` and ``lib/modules/RELEASE``.
 
     Raises:
@@ -35,27 +33,33 @@ def local_kernel(path: Path) -> Kernel:
     return _from_image(path)
 
 
-def image_release(image: Path) -> str:
-    """Return the release that a boot image says it is.
+def image_release(image: Path) -> tuple[str, Architecture]:
+    """Return the release that a boot image says it is, and its architecture.
 
     Raises:
         KernelsError: when it is no such image.
     """
-    with image.open("rb") as file:
-        head = file.read(0x10000)
-    arch = of_guests()
-    release = arch.image_release(head)
-    if release is None:
-        format_found = "an ELF file (vmlinux)" if head[:4] == b"\x7fELF" else "something else"
-        raise KernelsError(
-            f"resolve kernel: {image}: expected a {arch.image_name} (vmlinuz), found"
-            f" {format_found}; in a build tree it is {arch.boot_image}"
-        )
-    return release
+    head = b""
+    if image.stat().st_size:
+        with (
+            image.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
+            head = data[:4]
+            for one in ARCHITECTURES.values():
+                if (release := one.image_release(data)) is not None:
+                    return release, one
+    arch = native()
+    format_found = "an ELF file (vmlinux)" if head == b"\x7fELF" else "something else"
+    raise KernelsError(
+        f"resolve kernel: {image}: expected a {arch.image_name} (vmlinuz), found"
+        f" {format_found}; in a build tree it is {arch.boot_image}"
+    )
 
 
 def _from_tree(tree: Path) -> Kernel:
-    arch = of_guests()
+    built = (one for one in ARCHITECTURES.values() if (tree / one.boot_image).is_file())
+    arch = next(built, native())
     image = tree / arch.boot_image
     release_file = tree / "include/config/kernel.release"
     for needed in (image, release_file):
@@ -67,7 +71,10 @@ def _from_tree(tree: Path) -> Kernel:
             )
     release = release_file.read_text(encoding="utf-8").strip()
     headers = tree if (tree / "Module.symvers").is_file() else None
-    return Kernel(_series(release), release, image, None, headers, f"build tree {tree}", tree=tree)
+    source = f"build tree {tree}"
+    return Kernel(
+        *(_series(release), release, image, None, headers, source), tree=tree, architecture=arch
+    )
 
 
 def _from_directory(directory: Path) -> Kernel:
@@ -82,7 +89,7 @@ def _from_directory(directory: Path) -> Kernel:
 
 
 def _from_image(image: Path) -> Kernel:
-    release = image_release(image)
+    release, arch = image_release(image)
     beside = image.parent.parent / "lib/modules" / release
     installed = Path("/lib/modules") / release
     modules = next((path for path in (beside, installed) if path.is_dir()), None)
@@ -97,7 +104,9 @@ def _from_image(image: Path) -> Kernel:
     note = "" if modules else f"no lib/modules/{release} beside it: modules cannot be loaded"
     running = " (the running kernel's)" if release == platform.release() else ""
     source = f"image {image}{running}"
-    return Kernel(_series(release), release, image, root, headers, source, note)
+    return Kernel(
+        *(_series(release), release, image, root, headers, source, note), architecture=arch
+    )
 
 
 def _series(release: str) -> str:

@@ -19,6 +19,7 @@ from bpfunit.kernels._cache import (
     locked,
 )
 from bpfunit.kernels._progress import Reporter
+from bpfunit.kernels._roots import root_dir
 from bpfunit.kernels.catalogue import Entry, load_catalogue
 from bpfunit.kernels.errors import CatalogueError, UnknownKernelError
 
@@ -43,7 +44,7 @@ class PinChange:
     """One pin that the archive has moved past.
 
     Attributes:
-        series: the kernel's series.
+        series: the kernel's series, ``"6.12/arm64"`` for another architecture's.
         old_release: what the catalogue says.
         new_release: the newest there is; "" when the archive has none of the series any more.
         old_version: the Debian version that the catalogue says.
@@ -70,11 +71,22 @@ def inventory() -> list[Status]:
     return listing
 
 
+def roots() -> list[tuple[str, int]]:
+    """Return the roots in the cache that kernels are built or run with, each with its bytes.
+
+    Build roots, those with a compiler for another architecture among them, and what guests of other
+    architectures run with: emulators and user spaces.
+    """
+    there = sorted(root_dir("").glob("[!.]*"))
+    return [(path.name, disk_usage(path)) for path in there if path.is_dir()]
+
+
 def remove(spec: str) -> int:
     """Remove a kernel, its modules, boot files and snapshots from the cache.
 
     Args:
-        spec: a series, which stands for all its cached releases; an exact release; or ``"all"``.
+        spec: a series, which stands for all its cached releases, as ``"6.12"`` or ``"6.12/arm64"``;
+            an exact release; or ``"all"``.
 
     Returns:
         The bytes that were freed.
@@ -83,7 +95,7 @@ def remove(spec: str) -> int:
         UnknownKernelError: when nothing of that name is cached.
     """
     records = cached_records()
-    chosen = [r for r in records if spec in {"all", r.series, r.release}]
+    chosen = [r for r in records if spec in {"all", r.name, r.release}]
     if not chosen and spec != "all":
         cached = [record.release for record in records]
         raise UnknownKernelError("remove kernel from the cache", spec, cached)
@@ -135,7 +147,7 @@ def update_pins(path: Path | None = None, *, write: bool = True) -> list[PinChan
             release = newest.release if newest else ""
             version = newest.packages[0].version if newest else ""
             if (release, version) != (entry.release, entry.version):
-                change = PinChange(entry.series, entry.release, release, entry.version, version)
+                change = PinChange(entry.name, entry.release, release, entry.version, version)
                 changes.append(change)
         task.done(f"{len(changes)} of {len(catalogue.entries)} moved")
     moved = [change for change in changes if change.new_release]

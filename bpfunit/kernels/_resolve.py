@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bpfunit.kernels import _fetch
+from bpfunit._arch import native
+from bpfunit.kernels import _fetch, _foreign
 from bpfunit.kernels._cache import (
     Record,
     kernel_dir,
@@ -19,7 +20,7 @@ from bpfunit.kernels._cache import (
 from bpfunit.kernels._local import local_kernel
 from bpfunit.kernels._parallel import side_by_side
 from bpfunit.kernels._progress import Reporter, Task
-from bpfunit.kernels.catalogue import Catalogue, Entry, load_catalogue
+from bpfunit.kernels.catalogue import Catalogue, Entry, load_catalogue, split_spec
 from bpfunit.kernels.errors import PinVanishedError, RefusedKernelError, UnknownKernelError
 from bpfunit.kernels.kernel import Kernel
 
@@ -39,6 +40,7 @@ def resolve(
     Args:
         spec: a series (``"6.12"``), an exact release, or the path of a boot image, a build tree or
             an unpacked directory. A series wins over a directory of that name: write ``./6.12``.
+            ``/arm64`` behind a series or release asks for another architecture's.
         strict: whether a vanished pin fails; `strict_pins` by default.
         reporter: where progress goes; bars or lines on standard error by default.
 
@@ -54,29 +56,41 @@ def resolve(
         if entry.refused:
             raise RefusedKernelError(f"resolve kernel {text}: {entry.refused}")
         with reporter or Reporter() as display:
-            return _pinned(
-                catalogue, entry, strict_pins() if strict is None else strict, display.task(text)
-            )
-    if isinstance(spec, Path) or os.sep in text or (text and Path(text).exists()):
-        return local_kernel(Path(spec))
+            task = display.task(text)
+            kernel = _pinned(catalogue, entry, strict_pins() if strict is None else strict, task)
+            return _with_foreign(kernel, task)
+    is_path = isinstance(spec, Path) or os.sep in text or (text and Path(text).exists())
+    if is_path and split_spec(text)[0] == text:
+        kernel = local_kernel(Path(spec))
+        if kernel.architecture == native():
+            return kernel
+        with reporter or Reporter() as display:
+            return _with_foreign(kernel, display.task(text))
     with reporter or Reporter() as display:
-        return _unpinned(catalogue, text, display.task(text))
+        task = display.task(text)
+        return _with_foreign(_unpinned(catalogue, text, task), task)
+
+
+def _with_foreign(kernel: Kernel, task: Task) -> Kernel:
+    """Return a kernel with what it needs beyond this machine, fetched first."""
+    return replace(kernel, foreign=_foreign.needs(kernel.architecture, task))
 
 
 def resolve_many(specs: str | Sequence[str | Path]) -> list[Kernel]:
     """Return several kernels, fetched side by side.
 
     Args:
-        specs: ``"all"`` for all of the catalogue that can be run, one spec, or a list in which
-            ``"all"`` may occur.
+        specs: ``"all"`` for all of the catalogue that this machine's architecture can run,
+            ``"all/arm64"`` for another's, one spec, or a list in which these may occur.
 
     Raises:
         What `resolve` raises, for the first spec that fails; the others are fetched to the end.
     """
-    everything = [entry.series for entry in load_catalogue().usable]
     wanted: dict[str | Path, None] = {}
     for spec in [specs] if isinstance(specs, str) else specs:
-        wanted.update(dict.fromkeys(everything if spec == "all" else [spec]))
+        kernel, architecture = split_spec(os.fspath(spec))
+        everything = [entry.name for entry in load_catalogue().usable_on(architecture)]
+        wanted.update(dict.fromkeys(everything if kernel == "all" else [spec]))
     # Two at a time: one kernel unpacks while the next one downloads.
     with Reporter() as reporter:
         kernels = side_by_side(lambda spec: resolve(spec, reporter=reporter), wanted, workers=2)
@@ -95,13 +109,13 @@ def _pinned(catalogue: Catalogue, entry: Entry, strict: bool, task: Task) -> Ker
     suites = ", ".join(suite.name for suite in entry.suites)
     if newest is None:
         raise PinVanishedError(
-            f"fetch {entry.series}: the pinned {entry.release} is gone from {suites}, and so is "
-            f"every other release of {entry.series}; take it out of {catalogue.path}, or name "
+            f"fetch {entry.name}: the pinned {entry.release} is gone from {suites}, and so is "
+            f"every other release of {entry.name}; take it out of {catalogue.path}, or name "
             "another suite there"
         )
     if strict:
         raise PinVanishedError(
-            f"fetch {entry.series}: the pinned {entry.release} is gone from {suites}, the newest "
+            f"fetch {entry.name}: the pinned {entry.release} is gone from {suites}, the newest "
             f"is {newest.release}; run `bpfunit kernels update`, or unset BPFUNIT_STRICT_PINS"
         )
     record = _fetch.fetch(catalogue, entry, newest, task)
@@ -118,9 +132,13 @@ def _substitution(entry: Entry, release: str) -> str:
 
 def _unpinned(catalogue: Catalogue, spec: str, task: Task) -> Kernel:
     """Return an exact release that is not the pinned one of its series."""
-    suffix = f"-{catalogue.flavour}"
-    release = spec if spec.endswith(suffix) else spec + suffix
-    entry = next((e for e in catalogue.entries if release.startswith(f"{e.series}.")), None)
+    named, architecture = split_spec(spec)
+    ours = [e for e in catalogue.entries if e.architecture == architecture]
+    # a release with its flavour says its architecture itself
+    ours = [e for e in catalogue.entries if named.endswith(f"-{e.flavour}")] or ours
+    entry = next((e for e in ours if named.startswith(f"{e.series}.")), None)
+    suffix = f"-{entry.flavour}" if entry else ""
+    release = named if named.endswith(suffix) else named + suffix
     if entry is not None and _RELEASE.fullmatch(release):
         if record := load_record(release):
             return _kernel(record, entry)
@@ -128,7 +146,7 @@ def _unpinned(catalogue: Catalogue, spec: str, task: Task) -> Kernel:
         for candidate in dict.fromkeys([entry, replace(entry, headers=False)]):
             if plan := _fetch.find_release(catalogue, candidate, release):
                 return _kernel(_fetch.fetch(catalogue, candidate, plan, task), entry)
-    available = [f"{e.series} ({e.release})" for e in catalogue.entries]
+    available = [f"{e.name} ({e.release})" for e in catalogue.entries]
     available.append("or the path of an image or build tree")
     raise UnknownKernelError("resolve kernel", spec, available)
 
@@ -145,4 +163,5 @@ def _kernel(record: Record, entry: Entry, note: str = "") -> Kernel:
         f"{record.suite} {record.version}",
         note,
         entry.root,
+        architecture=entry.architecture,
     )

@@ -13,20 +13,14 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bpfunit._paths import cache_dir
-from bpfunit.kernels._apt import (
-    DEFAULT_ARCHITECTURE,
-    configured_transport,
-    keyring,
-    mirrors,
-    require_tools,
-)
+from bpfunit._arch import Architecture, native
 from bpfunit.kernels._cache import building, locked
 from bpfunit.kernels._progress import Task
-from bpfunit.kernels.catalogue import BuildRoot, load_catalogue
+from bpfunit.kernels._roots import bootstrap, root_dir
+from bpfunit.kernels.catalogue import BuildRoot
 from bpfunit.kernels.errors import KernelsError, ModuleBuildError
 from bpfunit.kernels.kernel import Kernel
 
@@ -60,11 +54,13 @@ class Toolchain:
         name: for the build log.
         compiler: value of kbuild's ``CC``; "" leaves it to the tree.
         root: the build root, None for the host.
+        variables: further ones for make.
     """
 
     name: str
     compiler: str
     root: Path | None
+    variables: tuple[str, ...] = ()
 
     def command(self, arguments: Sequence[str], trees: Sequence[Path]) -> list[str]:
         """Return the command line that runs `arguments`, with `trees` visible at their paths."""
@@ -84,6 +80,8 @@ def choose(kernel: Kernel, task: Task) -> Toolchain:
         ModuleBuildError: neither the host nor a root can do it; with the reasons.
     """
     assert kernel.headers is not None
+    if kernel.architecture != native():
+        return _cross(kernel, task)
     compiler, problem = _host_compiler(kernel)
     problem = problem or _host_problem(kernel.headers)
     if not problem:
@@ -98,6 +96,36 @@ def choose(kernel: Kernel, task: Task) -> Toolchain:
             f"and the build root cannot be made: {error}"
         ) from error
     return Toolchain(f"build root {root.name} ({problem})", kernel.build_root.compiler, root)
+
+
+def _cross(kernel: Kernel, task: Task) -> Toolchain:
+    """Return a root with a compiler for the kernel's architecture, which no host need have."""
+    architecture = kernel.architecture
+    if kernel.build_root is None:
+        raise ModuleBuildError(
+            f"build module for {kernel.release}: only kernels of the catalogue are built for "
+            f"{architecture.debian} here; run the tests with the engine live (--bpf-engine live)"
+        )
+    spec = cross_root(kernel.build_root, architecture)
+    try:
+        root = build_root(spec, task)
+    except KernelsError as error:
+        raise ModuleBuildError(
+            f"build module for {kernel.release}: the build root cannot be made: {error}"
+        ) from error
+    prefix = f"{architecture.triplet}-"
+    variables = (f"ARCH={architecture.sources}", f"CROSS_COMPILE={prefix}")
+    compiler = f"{prefix}{kernel.build_root.compiler}"
+    return Toolchain(f"build root {root.name}", compiler, root, variables)
+
+
+def cross_root(spec: BuildRoot, architecture: Architecture) -> BuildRoot:
+    """Return the build root whose compiler makes code for another architecture."""
+    return replace(
+        spec,
+        name=f"{spec.name}-{architecture.debian}",
+        compiler=f"{spec.compiler}-{architecture.triplet.replace('_', '-')}",
+    )
 
 
 def _host_problem(headers: Path) -> str:
@@ -158,54 +186,16 @@ def _gcc_major(name: str) -> int:
 def build_root(spec: BuildRoot, task: Task) -> Path:
     """Return the directory of a build root, unpacked first where it is not cached."""
     stamp = hashlib.sha256(repr(spec).encode()).hexdigest()[:8]
-    target = cache_dir() / "roots" / f"{spec.name}-{stamp}"
+    target = root_dir(f"{spec.name}-{stamp}")
     with locked(target):
         if target.is_dir():
             return target
-        require_tools("make build root", mmdebstrap="mmdebstrap", tar="tar", unshare="util-linux")
         task.step(f"making the build root {spec.name}")
         with building(target) as directory:
-            _bootstrap(spec, directory)
+            packages = [spec.compiler, *spec.packages]
+            bootstrap(f"make build root {spec.name}", spec.suites, packages, native(), directory)
             # Unpacking runs no maintainer scripts, so the alternatives are not set.
             (directory / "usr/bin/awk").symlink_to("mawk")
             for mount_point in ("dev", "proc"):
                 (directory / mount_point).mkdir(exist_ok=True)
     return target
-
-
-def _bootstrap(spec: BuildRoot, directory: Path) -> None:
-    catalogue = load_catalogue()
-    key = keyring(catalogue)
-    include = ",".join([spec.compiler, *spec.packages])
-    complaints = []
-    for mirror in mirrors(catalogue, spec.suites[0].archive):
-        base = mirror.removesuffix(spec.suites[0].archive)
-        sources = [
-            f"deb [signed-by={key}] {base}{suite.archive} {suite.name} {suite.component}"
-            for suite in spec.suites
-        ]
-        # chrootless and extract: no root privilege, no mounts, no maintainer scripts.
-        command = ["mmdebstrap", "--quiet", "--mode=chrootless", "--variant=extract"]
-        command += [
-            "--format=tar",
-            f"--include={include}",
-            f"--architectures={DEFAULT_ARCHITECTURE}",
-        ]
-        command += [f"--aptopt={line.rstrip(';')}" for line in configured_transport().splitlines()]
-        command += [spec.suites[0].name, "-", *sources]
-        with tempfile.TemporaryFile() as words:
-            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=words) as maker:
-                unpacker = subprocess.run(
-                    ["tar", "-x", "--no-same-owner", "-C", str(directory)]
-                    + [f"--exclude=./{path}" for path in ("dev/*", "usr/share/locale", "var/*")],
-                    stdin=maker.stdout,
-                    capture_output=True,
-                    text=True,
-                )
-            if maker.returncode == 0 and unpacker.returncode == 0:
-                return
-            words.seek(0)
-            lines = words.read().decode(errors="replace").splitlines()
-            errors = [line for line in lines if line.startswith(("E:", "Err:"))]
-            complaints.append(f"{mirror}: {'; '.join(errors) or unpacker.stderr.strip()}")
-    raise KernelsError(f"make build root {spec.name}: {'; '.join(complaints)}")

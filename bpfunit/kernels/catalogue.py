@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from bpfunit._arch import ARCHITECTURES, Architecture, named, native
 from bpfunit._paths import vm_dir
 from bpfunit.kernels.errors import CatalogueError
 
@@ -21,6 +22,7 @@ else:
 
 _SERIES = re.compile(r"\d+\.\d+")
 _RELEASE = re.compile(r"\d+\.\d+\.\d+[A-Za-z0-9.+~-]*")
+_FOREIGN = re.compile(r"(?P<kernel>\d+\.\d+[^/]*|all)/(?P<architecture>\w+)")
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,25 @@ class BuildRoot:
     packages: tuple[str, ...]
 
 
+def split_spec(spec: str) -> tuple[str, Architecture]:
+    """Return what stands before an architecture's name and that architecture.
+
+    Args:
+        spec: ``"6.12/arm64"``; without such a name the architecture is this machine's.
+    """
+    found = _FOREIGN.fullmatch(spec)
+    architecture = named(found["architecture"]) if found else None
+    return (found["kernel"], architecture) if found and architecture else (spec, native())
+
+
 @dataclass(frozen=True)
 class Entry:
     """One kernel of the catalogue.
 
     Attributes:
-        series: what users type, ``"6.12"``.
+        series: ``"6.12"``.
+        architecture: of its processor.
+        flavour: ending of its packages' names, ``"amd64"``.
         release: the exact release that is pinned, as ``uname -r`` prints it.
         version: the Debian version of its packages.
         suites: where to look, first match wins.
@@ -70,6 +85,8 @@ class Entry:
     """
 
     series: str
+    architecture: Architecture
+    flavour: str
     release: str
     version: str
     suites: tuple[Suite, ...]
@@ -77,18 +94,27 @@ class Entry:
     root: BuildRoot | None
     refused: str = ""
 
-    def answers_to(self, spec: str, flavour: str) -> bool:
+    @property
+    def name(self) -> str:
+        """What users type: ``"6.12"``, with the architecture where it is not this machine's."""
+        return full_name(self.series, self.architecture)
+
+    def answers_to(self, spec: str) -> bool:
         """Tell whether a user who typed `spec` means this kernel.
 
-        Accepted are the series, the release with or without the flavour, and the upstream version.
+        Accepted are the series, the release with or without the flavour, and the upstream version,
+        each followed by ``/`` and the architecture where that is not this machine's; a release with
+        its flavour needs none.
         """
         upstream = self.version.partition("-")[0]
-        return spec in {
-            self.series,
-            self.release,
-            self.release.removesuffix(f"-{flavour}"),
-            upstream,
-        }
+        names = {self.series, self.release, self.release.removesuffix(f"-{self.flavour}"), upstream}
+        kernel, architecture = split_spec(spec)
+        return spec == self.release or (kernel in names and architecture == self.architecture)
+
+
+def full_name(kernel: str, architecture: Architecture) -> str:
+    """Return a kernel's name as users type it: ``"6.12"``, ``"6.12/arm64"``."""
+    return kernel if architecture == native() else f"{kernel}/{architecture.debian}"
 
 
 @dataclass(frozen=True)
@@ -99,26 +125,35 @@ class Catalogue:
         path: the file it was read from.
         mirror: URI of the mirror used when the host's apt has none.
         keyring: the keyring that the archive's signatures are checked with.
-        flavour: ending of the package names, ``"amd64"``.
         drop: directories below ``lib/modules/RELEASE/kernel`` that are not unpacked.
         entries: the kernels, in the file's order.
+        emulators: suites that have QEMU, for architectures whose is not installed here.
+        userlands: suites that have a Python for guests of other architectures, by its version.
+        foreign_packages: what is unpacked of them.
     """
 
     path: Path
     mirror: str
     keyring: Path
-    flavour: str
     drop: tuple[str, ...]
     entries: tuple[Entry, ...]
+    emulators: tuple[Suite, ...]
+    userlands: Mapping[str, tuple[Suite, ...]]
+    foreign_packages: tuple[str, ...]
 
     @property
     def usable(self) -> list[Entry]:
-        """The kernels that ``"all"`` stands for: those that are not refused."""
-        return [entry for entry in self.entries if not entry.refused]
+        """The kernels that ``"all"`` stands for: this machine's that are not refused."""
+        return self.usable_on(native())
+
+    def usable_on(self, architecture: Architecture) -> list[Entry]:
+        """Return the kernels of an architecture that are not refused: ``"all/arm64"``."""
+        ours = (entry for entry in self.entries if entry.architecture == architecture)
+        return [entry for entry in ours if not entry.refused]
 
     def find(self, spec: str) -> Entry | None:
         """Return the entry that `spec` names, or None."""
-        return next((e for e in self.entries if e.answers_to(spec, self.flavour)), None)
+        return next((entry for entry in self.entries if entry.answers_to(spec)), None)
 
 
 def catalogue_path() -> Path:
@@ -162,26 +197,43 @@ def _load(path: Path, _stamp: int) -> Catalogue:
         )
         for name, table in top.tables("roots").items()
     }
-    entries = tuple(_entry(table, suites, roots) for table in top.array("kernel"))
+    flavour = archive.string("flavour")
+    entries = tuple(_entry(table, suites, roots, flavour) for table in top.array("kernel"))
     for i, entry in enumerate(entries):
-        if entry.series in {other.series for other in entries[:i]}:
-            raise top.error("kernel", f"series {entry.series!r} is there twice", "one entry each")
+        if entry.name in {other.name for other in entries[:i]}:
+            raise top.error("kernel", f"series {entry.name!r} is there twice", "one entry each")
+    foreign = _Table(document.get("foreign", {}), path, "foreign")
+    packages = foreign.strings("packages") if foreign.data else ()
+    userlands = foreign.tables("python") if foreign.data else {}
     catalogue = Catalogue(
         path,
         archive.string("mirror").rstrip("/"),
         Path(archive.string("keyring")),
-        archive.string("flavour"),
         archive.strings("drop"),
         entries,
+        foreign.suites(suites) if foreign.data else (),
+        {version: table.suites(suites) for version, table in userlands.items()},
+        packages,
     )
-    top.refuse_leftovers("archive", "suites", "roots", "kernel")
+    top.refuse_leftovers("archive", "suites", "roots", "foreign", "kernel")
+    foreign.refuse_leftovers("suites", "python", "packages")
     archive.refuse_leftovers("mirror", "keyring", "flavour", "drop")
     return catalogue
 
 
-def _entry(table: _Table, suites: Mapping[str, Suite], roots: Mapping[str, BuildRoot]) -> Entry:
+def _entry(
+    table: _Table, suites: Mapping[str, Suite], roots: Mapping[str, BuildRoot], flavour: str
+) -> Entry:
     series = table.string("series", pattern=_SERIES)
     table.where = f"kernel {series}"
+    called = table.string("architecture", "amd64")
+    architecture = named(called)
+    if architecture is None:
+        known = sorted(one.debian for one in ARCHITECTURES.values())
+        raise table.error("architecture", repr(called), f"one of {known}")
+    if "architecture" in table.data:
+        table.where += f"/{called}"
+        flavour = architecture.debian
     release = table.string("release", pattern=_RELEASE)
     if not release.startswith(f"{series}."):
         raise table.error("release", repr(release), f"a release of the series {series}")
@@ -192,10 +244,13 @@ def _entry(table: _Table, suites: Mapping[str, Suite], roots: Mapping[str, Build
         if name not in roots:
             raise table.error("root", repr(name), f"one of {sorted(roots)}")
         root = roots[name]
-    table.refuse_leftovers("series", "release", "version", "suites", "headers", "root", "refused")
+    table.refuse_leftovers(
+        *("series", "architecture", "release", "version", "suites", "headers", "root", "refused")
+    )
     refused = table.string("refused", "")
     version = table.string("version")
-    return Entry(series, release, version, table.suites(suites), headers, root, refused)
+    where = table.suites(suites)
+    return Entry(series, architecture, flavour, release, version, where, headers, root, refused)
 
 
 class _Table:

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from bpfunit.kernels.catalogue import BuildRoot
+from bpfunit._arch import Architecture, native
+from bpfunit.kernels.catalogue import BuildRoot, full_name
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """What guests of another architecture run with.
+
+    Attributes:
+        emulator: the QEMU that has it.
+        root: an unpacked Debian of that architecture, with the Python and the libraries that a
+            worker needs; the rest is this machine's.
+    """
+
+    emulator: Path
+    root: Path
 
 
 @dataclass(frozen=True)
@@ -15,7 +30,7 @@ class Kernel:
     Attributes:
         series: ``"6.12"``; for local kernels the first two numbers of the release.
         release: as ``uname -r`` prints it.
-        image: the bzImage.
+        image: what boots: a bzImage on x86.
         modules_root: the directory that has ``lib/modules/RELEASE``; None when there is none, as in
             build trees (vng makes one of its own from `tree`).
         headers: what ``make -C`` takes to build a module; None when modules cannot be built.
@@ -23,6 +38,8 @@ class Kernel:
         note: what the user should know about it, for reports; most often "".
         build_root: the root for hosts whose tools do not suffice; None for local kernels.
         tree: the build tree it lies in, None for all others.
+        architecture: of its processor.
+        foreign: what it takes to run on this machine, None where nothing beyond what is here.
     """
 
     series: str
@@ -34,6 +51,13 @@ class Kernel:
     note: str = ""
     build_root: BuildRoot | None = None
     tree: Path | None = None
+    architecture: Architecture = field(default_factory=native)
+    foreign: Foreign | None = None
+
+    @property
+    def name(self) -> str:
+        """What users type and reports say: ``"6.12"``, ``"6.12/arm64"``."""
+        return full_name(self.series, self.architecture)
 
     @property
     def boot_path(self) -> Path:

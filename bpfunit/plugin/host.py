@@ -36,7 +36,8 @@ class Target:
     """One kernel of the run.
 
     Attributes:
-        label: its name in test ids: the series, or the release where a series comes twice.
+        label: its name in test ids: the series, with the architecture where it is another than
+            this machine's; or the release where one comes twice.
         kernel: the kernel.
         xspec: the execnet spec that starts a guest of it.
         start: what its user may want to know of how guests start; "" for nothing out of the way.
@@ -158,10 +159,8 @@ def slots(cpus: int, memory: int) -> int:
 
 def labels(kernels: Sequence[Kernel]) -> list[str]:
     """Return a short name for each kernel: its series, or its release if the series comes twice."""
-    series = [kernel.series for kernel in kernels]
-    return [
-        kernel.series if series.count(kernel.series) == 1 else kernel.release for kernel in kernels
-    ]
+    names = [kernel.name for kernel in kernels]
+    return [kernel.name if names.count(kernel.name) == 1 else kernel.release for kernel in kernels]
 
 
 class HostSide:

@@ -48,14 +48,27 @@ class Archive:
         self.key = key
         self.base = root / "debian"
         self.dists = self.base / "dists" / SUITE
-        self.index = self.dists / "main/binary-amd64/Packages"
         self.packages: dict[str, Path] = {}
 
     @property
     def uri(self) -> str:
         return f"file://{self.root}"
 
-    def add(self, name: str, version: str, files: dict[str, str], depends: str = "") -> Path:
+    @property
+    def index(self) -> Path:
+        return self.index_of("amd64")
+
+    def index_of(self, architecture: str) -> Path:
+        return self.dists / f"main/binary-{architecture}/Packages"
+
+    def add(
+        self,
+        name: str,
+        version: str,
+        files: dict[str, str],
+        depends: str = "",
+        architecture: str = "amd64",
+    ) -> Path:
         """Build a package with the given files, path to content."""
         tree = self.root / "trees" / name
         for path, content in files.items():
@@ -63,7 +76,7 @@ class Archive:
             (tree / path).write_text(content, encoding="utf-8")
         (tree / "DEBIAN").mkdir(parents=True, exist_ok=True)
         control = (
-            f"Package: {name}\nVersion: {version}\nArchitecture: amd64\n"
+            f"Package: {name}\nVersion: {version}\nArchitecture: {architecture}\n"
             f"Maintainer: nobody <nobody@example.invalid>\nInstalled-Size: 10\n"
             + (f"Depends: {depends}\n" if depends else "")
             + "Description: test package\n"
@@ -71,10 +84,10 @@ class Archive:
         (tree / "DEBIAN/control").write_text(control, encoding="utf-8")
         pool = self.base / "pool"
         pool.mkdir(parents=True, exist_ok=True)
-        package = pool / f"{name}_{version}_amd64.deb"
+        package = pool / f"{name}_{version}_{architecture}.deb"
         run("dpkg-deb", "--build", "--root-owner-group", "-Znone", tree, package)
         shutil.rmtree(tree)
-        self.packages[name] = package
+        self.packages[name if architecture == "amd64" else f"{name}:{architecture}"] = package
         return package
 
     def add_kernel(self, release: str, version: str, *, headers: bool = True) -> None:
@@ -128,6 +141,21 @@ class Archive:
             },
         )
 
+    def add_arm64_kernel(self, release: str, version: str) -> None:
+        """Add a kernel for arm64 whose headers want build tools, which come for both."""
+        short = release.removesuffix("-arm64")
+        common, kbuild = f"linux-headers-{short}-common", f"linux-kbuild-{short}"
+        image = {f"boot/vmlinuz-{release}": "image", f"lib/modules/{release}/kernel/README": "x"}
+        self.add(f"linux-image-{release}", version, image, architecture="arm64")
+        files = {f"usr/src/linux-headers-{release}/Makefile": "all:\n"}
+        depends = f"{common} (= {version}), {kbuild} (= {version})"
+        self.add(f"linux-headers-{release}", version, files, depends, architecture="arm64")
+        trees = {f"usr/src/{common}/arch/{one}/Makefile": "" for one in ("x86", "arm64", "s390")}
+        self.add(common, version, trees, architecture="all")
+        for architecture in ("amd64", "arm64"):
+            tool = {f"usr/lib/{kbuild}/scripts/fixdep": f"runs on {architecture}"}
+            self.add(kbuild, version, tool, architecture=architecture)
+
     def drop(self, prefix: str) -> None:
         """Take packages whose name begins with `prefix` out of the archive."""
         for name in [name for name in self.packages if name.startswith(prefix)]:
@@ -135,22 +163,29 @@ class Archive:
 
     def publish(self, key: Key | None = None) -> None:
         """Write the index and sign it."""
-        self.index.parent.mkdir(parents=True, exist_ok=True)
-        stanzas = []
-        for package in self.packages.values():
+        stanzas: dict[str, list[str]] = {"amd64": [], "arm64": []}
+        for name, package in self.packages.items():
             control = run("dpkg-deb", "-f", package).stdout.decode().rstrip()
             data = package.read_bytes()
-            stanzas.append(
-                f"{control}\nFilename: pool/{package.name}\nSize: {len(data)}\n"
-                f"SHA256: {hashlib.sha256(data).hexdigest()}\n"
-            )
-        self.index.write_text("\n".join(stanzas), encoding="utf-8")
-        data = self.index.read_bytes()
+            architecture = name.partition(":")[2] or "amd64"
+            for one in stanzas if architecture == "all" else [architecture]:
+                stanzas[one].append(
+                    f"{control}\nFilename: pool/{package.name}\nSize: {len(data)}\n"
+                    f"SHA256: {hashlib.sha256(data).hexdigest()}\n"
+                )
+        hashes = ""
+        for one, texts in stanzas.items():
+            index = self.index_of(one)
+            index.parent.mkdir(parents=True, exist_ok=True)
+            index.write_text("\n".join(texts), encoding="utf-8")
+            data = index.read_bytes()
+            digest = hashlib.sha256(data).hexdigest()
+            hashes += f" {digest} {len(data)} main/binary-{one}/Packages\n"
         release = self.dists / "Release"
         release.write_text(
             f"Origin: bpfunit\nSuite: {SUITE}\nCodename: {SUITE}\n"
-            f"Date: {formatdate(usegmt=True)}\nArchitectures: amd64\nComponents: main\nSHA256:\n"
-            f" {hashlib.sha256(data).hexdigest()} {len(data)} main/binary-amd64/Packages\n",
+            f"Date: {formatdate(usegmt=True)}\nArchitectures: amd64 arm64\nComponents: main\n"
+            f"SHA256:\n{hashes}",
             encoding="utf-8",
         )
         (key or self.key).sign(release, self.dists / "InRelease")
@@ -168,8 +203,9 @@ def catalogue_text(keyring: Path, *kernels: str) -> str:
     for kernel in kernels:
         release, version, *flags = kernel.split()
         series = ".".join(release.split(".")[:2])
+        text += f"\n# a comment about {series}\n[[kernel]]\n"
+        text += 'architecture = "arm64"\n' if release.endswith("-arm64") else ""
         text += (
-            f"\n# a comment about {series}\n[[kernel]]\n"
             f'series = "{series}"\nrelease = "{release}" # the pin\nversion = "{version}"\n'
             f'suites = ["{SUITE}"]\n'
         )

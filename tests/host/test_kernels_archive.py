@@ -14,10 +14,14 @@ from pathlib import Path
 import pytest
 from kernels_archive import SUITE, Archive, Key, catalogue_text
 
+from bpfunit._arch import ARCHITECTURES
 from bpfunit.kernels import (
     FetchError,
+    KernelsError,
     PinVanishedError,
     UnknownKernelError,
+    _fetch,
+    _foreign,
     inventory,
     load_catalogue,
     remove,
@@ -25,6 +29,7 @@ from bpfunit.kernels import (
     resolve_many,
     update_pins,
 )
+from bpfunit.kernels._progress import Reporter
 
 pytestmark = pytest.mark.host
 
@@ -63,6 +68,46 @@ def left_in(directory):
     """Return what lies in a directory of the cache, without locks."""
     paths = directory.iterdir() if directory.exists() else ()
     return [path.name for path in paths if not path.name.endswith(".lock")]
+
+
+def test_a_kernel_of_another_architecture_comes_with_build_tools_of_this_one(archive, tmp_path):
+    release = "6.12.5+deb12-arm64"
+    text = catalogue_text(archive.key.keyring, f"{OLD} 6.12.5-1", f"{release} 6.12.5-1 headers")
+    (tmp_path / "kernels.toml").write_text(text, encoding="utf-8")
+    archive.add_kernel(OLD, "6.12.5-1")
+    archive.add_arm64_kernel(release, "6.12.5-1")
+    archive.publish()
+    catalogue = load_catalogue()
+    entry = catalogue.find("6.12/arm64")
+    assert entry is not None
+    assert (entry.name, entry.release, entry.flavour) == ("6.12/arm64", release, "arm64")
+    plan = _fetch.find_release(catalogue, entry, release)
+    assert plan is not None
+    with Reporter() as reporter:
+        record = _fetch.fetch(catalogue, entry, plan, reporter.task("test"))
+    assert (record.name, record.architecture) == ("6.12/arm64", "aarch64")
+    root = tmp_path / "cache/kernels" / release
+    tool = root / "usr/lib/linux-kbuild-6.12.5+deb12/scripts/fixdep"
+    assert tool.read_text() == "runs on amd64"
+    common = root / "usr/src/linux-headers-6.12.5+deb12-common/arch"
+    assert [path.name for path in common.iterdir()] == ["arm64"]
+    newest = _fetch.find_newest(catalogue, entry)
+    assert newest is not None
+    assert newest.packages == plan.packages
+    assert resolve("6.12").release == OLD
+    assert [status.record is not None for status in inventory()] == [True, True]
+    remove("6.12")
+    assert [status.record is not None for status in inventory()] == [False, True]
+    remove("6.12/arm64")
+    assert left_in(tmp_path / "cache/kernels") == []
+
+
+def test_another_architecture_needs_what_the_catalogue_says_of_it(archive, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with Reporter() as reporter, pytest.raises(KernelsError, match=r"has no table \[foreign\]"):
+        _foreign.emulator(ARCHITECTURES["aarch64"], reporter.task("test"))
+    with pytest.raises(KernelsError, match="they need the Python that runs here"):
+        _foreign.userland_dir(ARCHITECTURES["aarch64"])
 
 
 def test_a_kernel_is_unpacked_as_vng_and_kbuild_want_it(archive, kernels_dir):

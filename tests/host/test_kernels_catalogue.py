@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from kernels_archive import catalogue_text
 
+from bpfunit._arch import ARCHITECTURES, native
 from bpfunit.kernels import CatalogueError, load_catalogue
+from bpfunit.kernels.catalogue import split_spec
 
 pytestmark = pytest.mark.host
 
@@ -49,7 +51,8 @@ def test_the_catalogue_that_ships_is_sorted_and_says_why_it_refuses():
     numbers = [tuple(map(int, entry.series.split("."))) for entry in catalogue.entries]
     assert numbers == sorted(numbers)
     refused = [entry for entry in catalogue.entries if entry.refused]
-    assert refused == [entry for entry in catalogue.entries if entry not in catalogue.usable]
+    usable = [entry for one in ARCHITECTURES.values() for entry in catalogue.usable_on(one)]
+    assert refused == [entry for entry in catalogue.entries if entry not in usable]
     assert all(len(entry.refused) > 20 for entry in refused)
 
 
@@ -60,7 +63,23 @@ def test_a_kernel_answers_to_series_release_and_version(write, spec):
     assert entry.release == "6.12.5-amd64"
 
 
-@pytest.mark.parametrize("spec", ["6.1", "6.12.", "6.12.6", "6", ""])
+@pytest.mark.parametrize("spec", ["6.12/arm64", "6.12/aarch64", "6.12.5+x/arm64", "6.12.5+x-arm64"])
+def test_another_architecture_is_named_behind_the_series(write, spec):
+    both = catalogue_text(Path("/keyring"), "6.12.5-amd64 6.12.5-1", "6.12.5+x-arm64 6.12.5-1")
+    catalogue = load_catalogue(write(both))
+    native_entry, arm64_entry = catalogue.entries
+    assert catalogue.find(spec) == arm64_entry
+    assert catalogue.find("6.12") == catalogue.find("6.12/amd64") == native_entry
+    assert [entry.name for entry in catalogue.usable] == ["6.12"]
+
+
+def test_what_is_no_architecture_is_part_of_a_path():
+    for text in ("6.12/boot", "./6.12/arm64", "all/of/them"):
+        assert split_spec(text) == (text, native())
+    assert split_spec("all/arm64") == ("all", ARCHITECTURES["aarch64"])
+
+
+@pytest.mark.parametrize("spec", ["6.1", "6.12.", "6.12.6", "6", "6.12/arm64", ""])
 def test_a_kernel_does_not_answer_to_other_names(write, spec):
     assert load_catalogue(write(GOOD)).find(spec) is None
 
@@ -75,6 +94,7 @@ def test_a_kernel_does_not_answer_to_other_names(write, spec):
         ('release = "6.12.5-amd64"', "release = 6", "kernel 6.12: release: expected a string"),
         ('suites = ["test"]\nheaders', 'suites = ["sid"]\nheaders', r"some of \['test'\]"),
         ('suites = ["test"]\nheaders', 'suites = ["test", 1]\nheaders', "a list of strings"),
+        ("headers = true", 'headers = true\narchitecture = "vax"', r"one of \['amd64', 'arm64'"),
         ("headers = true", 'headers = "yes"', "headers: expected true or false, found 'yes'"),
         ('root = "small"', 'root = "big"', r"root: expected one of \['small'\], found 'big'"),
         ('version = "6.12.5-1"', 'versoin = "6.12.5-1"', "kernel 6.12: versoin: expected one of"),

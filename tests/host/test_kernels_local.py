@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from bpfunit._arch import ARCHITECTURES
 from bpfunit.kernels import KernelsError, resolve
+from bpfunit.kernels._local import image_release
 
 pytestmark = pytest.mark.host
 
@@ -53,6 +55,15 @@ def test_an_unpacked_directory_is_found_with_modules_and_headers(tmp_path):
     assert (kernel.image, kernel.modules_root, kernel.headers) == (image, tmp_path, headers)
     assert resolve(image) == kernel
     assert kernel.note == ""
+
+
+def test_an_arm64_image_says_its_release_in_its_banner(tmp_path):
+    data = bytearray(0x20000)
+    data[56:60] = b"ARMd"  # Documentation/arch/arm64/booting.rst
+    text = b"Linux version 6.14.0-rc3-mine+ (me@here) #1 SMP"
+    data[0x18000 : 0x18000 + len(text)] = text
+    (tmp_path / "Image").write_bytes(data)
+    assert image_release(tmp_path / "Image") == (RELEASE, ARCHITECTURES["aarch64"])
 
 
 @pytest.mark.parametrize("inside", [".", "arch/x86/boot/bzImage", "vmlinux"])

@@ -165,7 +165,7 @@ FETCH = os.environ.get("BPFUNIT_TEST_ARCHIVE", "") not in {"", "0"}
 
 
 def is_cached(series: str) -> bool:
-    return any(s.record for s in inventory() if s.entry and s.entry.series == series)
+    return any(s.record for s in inventory() if s.entry and s.entry.name == series)
 
 
 def real_kernel(series: str) -> Kernel:

@@ -16,6 +16,7 @@ import pytest
 from bpfunit._sys import libbpf
 from bpfunit.guest.errors import GuestError
 from bpfunit.guest.spec import GuestSpec
+from bpfunit.kernels.kernel import Foreign
 
 pytestmark = pytest.mark.host
 
@@ -68,8 +69,8 @@ def test_a_chosen_file_that_is_no_libbpf_is_an_error_that_says_so(tmp_path: Path
     assert "name another in BPFUNIT_LIBBPF" in found
 
 
-def guest_variables() -> dict[str, str]:
-    kernel: Any = SimpleNamespace(configuration=None)
+def guest_variables(foreign: Foreign | None = None) -> dict[str, str]:
+    kernel: Any = SimpleNamespace(configuration=None, foreign=foreign)
     return GuestSpec(kernel)._variables("tcg")
 
 
@@ -80,6 +81,17 @@ def test_guests_use_the_library_that_the_loaders_path_leads_to(
     assert guest_variables()["BPFUNIT_LIBBPF"] == str(copy)
     monkeypatch.setenv("LD_LIBRARY_PATH", "/nowhere")
     assert "BPFUNIT_LIBBPF" not in guest_variables()
+
+
+def test_guests_of_another_architecture_are_given_no_library_of_this_one(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LD_LIBRARY_PATH", "LD_PRELOAD", "BPFUNIT_NATIVE", "BPFUNIT_LIBBPF"):
+        monkeypatch.setenv(name, str(copy.parent))
+    monkeypatch.setenv("PASSED_ON", "1")
+    variables = guest_variables(Foreign(Path("/emulator"), Path("/root")))
+    assert variables["PASSED_ON"] == "1"
+    assert str(copy.parent) not in variables.values()
 
 
 def test_a_library_that_guests_cannot_see_is_refused_before_they_boot(
