@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 _LEAST_INT = -(1 << 31)  # execnet writes what is smaller as a signed 32-bit number all the same
 _DEPTH = 50  # containers within each other; execnet goes down into them by recursion
-# In the worker's output: what interrupted it, and its status; and an error of a plugin at its end.
+# In the worker's output: what interrupted it, and its status; an error of a plugin at its end; and
+# what of the command line it did not find.
 INTERRUPTED, FAILED_AT_END = "bpfunit_interrupted", "bpfunit_failed_at_end"
+NOT_FOUND = "bpfunit_not_found"
 _EVERYWHERE = ("builtins", "pytest")  # modules whose warnings every controller can make anew
 
 
@@ -140,6 +142,15 @@ class _Ending:
             what = f"pytest.exit: {text(excinfo.value.msg)}"
             status = excinfo.value.returncode or status
         self._output[INTERRUPTED] = [what, int(status)]
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_collection(self) -> Generator[None, object, object]:
+        """Tell of files and tests that were asked for and are not there: xdist tells nobody."""
+        try:
+            return (yield)
+        except pytest.UsageError as error:
+            self._output[NOT_FOUND] = [text(one) for one in error.args]
+            raise
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_sessionfinish(self) -> Generator[None, object, object]:

@@ -62,6 +62,7 @@ def register(config: pytest.Config) -> None:
             "--pdb cannot reach into a guest; use --showlocals, or `bpfunit shell --kernel "
             f"{option.kernel[0]}` and run pytest --pdb there"
         )
+    _require_files(config)
     guests = option.guests or _number(option.numprocesses) or 1
     run = Path(tempfile.mkdtemp(prefix="bpfunit-"))
     config.add_cleanup(lambda: shutil.rmtree(run, ignore_errors=True))
@@ -76,6 +77,19 @@ def register(config: pytest.Config) -> None:
     config.pluginmanager.register(HostSide(config, targets, run, guests, names), "bpfunit-host")
     if config.pluginmanager.hasplugin("benchmark"):
         config.pluginmanager.register(HostBenchmarks(), "bpfunit-host-benchmarks")
+
+
+def _require_files(config: pytest.Config) -> None:
+    """Refuse what is not there before a guest boots for it.
+
+    Raises:
+        pytest.UsageError: a file or directory of the command line does not exist.
+    """
+    if config.option.pyargs:  # names of packages, which the guests look for
+        return
+    names = [argument.partition("::")[0] for argument in config.args]
+    if missing := [name for name in names if not (config.invocation_params.dir / name).exists()]:
+        raise pytest.UsageError(f"file or directory not found: {', '.join(missing)}")
 
 
 def _number(processes: Any) -> int:

@@ -146,6 +146,8 @@ class Verdict:
             said.discard(int(pytest.ExitCode.INTERRUPTED))  # pytest alone says 1 after -x
         if failed:
             said.add(int(pytest.ExitCode.TESTS_FAILED))
+        if self._workers.not_found:
+            said.add(int(pytest.ExitCode.USAGE_ERROR))
         if died or (is_missing and not stopped):
             said.add(DEATHS_AND_FAILURES if failed else DEATHS)
         status = worst(*said)

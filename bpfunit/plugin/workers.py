@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bpfunit.plugin.carry import FAILED_AT_END, INTERRUPTED
+from bpfunit.plugin.carry import FAILED_AT_END, INTERRUPTED, NOT_FOUND
 from bpfunit.plugin.scheduler import MatrixScheduling
 
 
@@ -37,6 +37,7 @@ class Workers:
         status: the exit status that a test asked for with ``pytest.exit``; 0 if none did.
         interrupted: whether a worker was interrupted, by whatever.
         deaths: how many workers ended before their work was done.
+        not_found: what of the command line a worker did not find, in pytest's words.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -45,6 +46,7 @@ class Workers:
         self.status = 0
         self.interrupted = False
         self.deaths = 0
+        self.not_found: list[str] = []
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self) -> None:
@@ -86,14 +88,22 @@ class Workers:
         return bool(getattr(scheduler, "node2pending", {}).get(node))
 
     def _report_internal_error(self, node: Any, error: InternalError) -> None:
-        nodeid = f"internal error in {node.gateway.id}"
-        if host := self._config.pluginmanager.get_plugin("bpfunit-host"):
-            nodeid += f"@{host.label_of_gateway(node.gateway)}"
+        nodeid = f"internal error in {self._name(node)}"
         report = pytest.TestReport(nodeid, (nodeid, None, nodeid), {}, "failed", error, "setup")
         if hasattr(node, "workerinfo"):  # else it ended before it was ready, and pytest asks for it
             report.node = node  # type: ignore[attr-defined]
         report.bpfunit_death = "INTERNAL_ERROR"  # type: ignore[attr-defined]
         self._config.hook.pytest_runtest_logreport(report=report)
+
+    def _name(self, node: Any) -> str:
+        host: Any = self._config.pluginmanager.get_plugin("bpfunit-host")
+        kernel = f"@{host.label_of_gateway(node.gateway)}" if host else ""
+        return f"{node.gateway.id}{kernel}"
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Show what was asked for and is not there, as pytest does without workers."""
+        for said in self.not_found:
+            terminalreporter.write_line(f"ERROR: {said}", red=True)
 
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_handlecrashitem(self, report: pytest.TestReport) -> None:
@@ -122,6 +132,9 @@ class Workers:
         self._config.hook.pytest_testnodedown(node=node, error=None)
         if failed := output.get(FAILED_AT_END):
             self._report_internal_error(node, InternalError(failed))
+        for said in output.get(NOT_FOUND, ()):
+            if (words := f"{said} (in {self._name(node)})") not in self.not_found:
+                self.not_found.append(words)
         if what:
             self.interrupted = True
             self.status = self.status or status

@@ -52,3 +52,32 @@ def test_junit_names_the_test_that_ctrl_c_cut_off(tmp_path: Path):
         for case in ET.parse(tmp_path / "junit.xml").iter("testcase")
     }
     assert cases == {"test_before": [], "test_sleeps": ["error"]}
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (["-n1", "--matrix-json=m.json"], "test_suite.py::test_renamed"),
+        (["-n1", "--matrix-json=m.json"], "test_moved.py"),
+        (["--kernel", "6.12"], "test_moved.py::test_there"),
+    ],
+    ids=["test", "file", "file, before a guest boots"],
+)
+def test_what_was_asked_for_and_is_not_there_is_named(
+    tmp_path: Path, options: list[str], name: str
+):
+    (tmp_path / "test_suite.py").write_text("def test_there(): pass\n")
+    environment = dict(os.environ, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    command = [sys.executable, "-m", "pytest", "-p", "xdist", "-p", "bpfunit.plugin", *options]
+    done = subprocess.run(
+        [*command, name],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    (line,) = [one for one in (done.stdout + done.stderr).splitlines() if "not found: " in one]
+    assert line.startswith("ERROR: ")
+    assert name.rpartition("::")[2] in line or name.partition("::")[0] in line
