@@ -153,6 +153,46 @@ struct bpfunit_sockopt_result {
 	__u32 reserved;
 };
 
+/* ---- cgroup_sock: the socket is the context, and there is no payload ---- */
+
+struct bpfunit_sock {
+	struct bpfunit_head head; /* flags are 0 */
+};
+
+/* In data_out: what the program left in the socket. */
+struct bpfunit_sock_result {
+	__s32 err; /* what the hook hands to socket(2) or bind(2) */
+	__u32 bound_dev_if;
+	__u32 mark;
+	__u32 priority;
+};
+
+/* ---- cgroup_sysctl: the payload is the name, the current value and the new one ---- */
+
+#define BPFUNIT_SYSCTL_WRITE (1 << 0) /* it is written, else read */
+
+#define BPFUNIT_SYSCTL_NAME_MAX 256 /* bytes of the name */
+#define BPFUNIT_SYSCTL_DEPTH_MAX 16 /* parts of the name */
+#define BPFUNIT_SYSCTL_VALUE_MAX 4096 /* bytes of each value; programs see no more */
+
+struct bpfunit_sysctl {
+	struct bpfunit_head head; /* sock is 0 */
+	__u32 name_size; /* bytes of each part of the payload */
+	__u32 current_size; /* 0: the kernel could not read it */
+	__u32 new_size; /* 0 for a read */
+	__u32 reserved;
+	__s64 position; /* of the caller in the file */
+};
+
+/* In data_out; the new value follows, as the program left it. */
+struct bpfunit_sysctl_result {
+	__s32 err; /* what the hook hands to the system call */
+	__u32 updated; /* 1: the program has put another new value in place */
+	__u32 size; /* bytes of the new value */
+	__u32 reserved;
+	__s64 position; /* as the program left it */
+};
+
 /* ---- kprobe and tracepoint: the context is ctx_in, and this may be left out ---- */
 
 struct bpfunit_tracing {

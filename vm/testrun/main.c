@@ -26,6 +26,10 @@ static const struct bpf_prog_ops equipment[] = {
 	[BPF_PROG_TYPE_CGROUP_SOCK_ADDR] = {.test_run = sock_addr_test_run},
 	[BPF_PROG_TYPE_CGROUP_DEVICE] = {.test_run = cgroup_device_test_run},
 	[BPF_PROG_TYPE_CGROUP_SOCKOPT] = {.test_run = cgroup_sockopt_test_run},
+	[BPF_PROG_TYPE_CGROUP_SOCK] = {.test_run = cgroup_sock_test_run},
+#ifdef CONFIG_SYSCTL
+	[BPF_PROG_TYPE_CGROUP_SYSCTL] = {.test_run = cgroup_sysctl_test_run},
+#endif
 	[BPF_PROG_TYPE_SOCK_OPS] = {.test_run = sock_ops_test_run},
 #ifdef CONFIG_NET_SOCK_MSG
 	[BPF_PROG_TYPE_SK_MSG] = {.test_run = sk_msg_test_run},

@@ -12,6 +12,8 @@ typedef int test_run_fn(struct bpf_prog *prog, const union bpf_attr *kattr,
 test_run_fn sock_addr_test_run;
 test_run_fn cgroup_device_test_run;
 test_run_fn cgroup_sockopt_test_run;
+test_run_fn cgroup_sock_test_run;
+test_run_fn cgroup_sysctl_test_run; /* with CONFIG_SYSCTL */
 test_run_fn sk_msg_test_run; /* with CONFIG_NET_SOCK_MSG */
 test_run_fn sk_skb_test_run; /* the same */
 test_run_fn sock_ops_test_run;
