@@ -76,6 +76,7 @@ __all__ = [
     "load",
     "load_types",
     "port",
+    "replay",
     "tcp_pair",
 ]
 
@@ -86,6 +87,7 @@ def explore(
     *,
     seed: int = 0,
     budget: Budget | float | None = None,
+    corpus: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Exploration:
     """Search inputs that take every branch edge of a program which an input can take.
@@ -98,18 +100,48 @@ def explore(
         obj: the object, loaded or as a path.
         program: the program's name.
         seed: of what is chosen by chance.
-        budget: seconds, or a :class:`bpfunit.explorer.Budget` of seconds, instructions and runs;
+        budget: seconds, or a ``bpfunit.explorer.Budget`` of seconds, instructions and runs;
             a minute by default.
+        corpus: a directory of inputs to begin with, which those that take a new edge are added to,
+            made small: a JSON file each, in a directory of the program's name. It need not be
+            there yet. From a guest they reach the host with the report of the test.
         **options: for :func:`load`.
 
     Raises:
+        CorpusError: files of the corpus do not fit the program; nothing was changed.
         ExploreError: this kernel has no test run for the program's type, or the machine no C
             compiler.
         RewriteError: the program cannot be rewritten, or the verifier refuses it with records.
     """
     from bpfunit.explorer import explore as search  # coverage and more, which few tests need
 
-    return search(obj, program, seed=seed, budget=budget, **options)
+    return search(obj, program, seed=seed, budget=budget, corpus=corpus, **options)
+
+
+def replay(
+    obj: Object | str | os.PathLike[str],
+    program: str,
+    corpus: str | os.PathLike[str],
+    **options: Any,
+) -> Exploration:
+    """Run the inputs of a corpus, search nothing, and return which branch edges they take.
+
+    A corpus that was found on one kernel replays on each: an input that a kernel refuses, or needs
+    an answer in a helper's place that it does not let be given, is named in ``report()``.
+
+    Args:
+        obj: the object, loaded or as a path; it is loaded anew, as by :func:`explore`.
+        program: the program's name.
+        corpus: the directory that :func:`explore` or ``bpfunit explore --corpus`` keeps.
+        **options: for :func:`load`.
+
+    Raises:
+        CorpusError: it has no inputs for the program, or files do not fit the program.
+        ExploreError, RewriteError: as by :func:`explore`.
+    """
+    from bpfunit.explorer import replay as run_again
+
+    return run_again(obj, program, corpus, **options)
 
 
 discover()  # so that an object finds the class of each program's type

@@ -35,6 +35,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             request["program"],
             seed=request["seed"],
             budget=Budget(seconds=request["seconds"]),
+            tests=request["tests"],
+            corpus=request["corpus"],
             **options,
             **({"types": types} if types else {}),
         )
@@ -54,7 +56,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         "edges": [
             {"edge": str(edge), "state": edge.state, "reason": edge.reason} for edge in found.edges
         ],
-        "tests": [[test.name, list(test.edges)] for test in written.tests],
+        "tests": [[test.name, test.told] for test in written.tests],
+        "grown": written.grown,
         "text": block(found, written.tests, request["object_text"], options),
     }
 

@@ -26,7 +26,8 @@ EPILOG = (
     "Examples:\n\n"
     "bpfunit explore hook.bpf.o connect4_prog\n\n"
     "bpfunit explore hook.bpf.o connect4_prog --seconds 20 -w tests/test_explored.py "
-    "--map-type frontends=frontend_key,frontend_value\n\n" + EXIT_CODES_HELP
+    "--map-type frontends=frontend_key,frontend_value\n\n"
+    "bpfunit explore hook.bpf.o connect4_prog --corpus tests/corpus\n\n" + EXIT_CODES_HELP
 )
 
 
@@ -46,6 +47,15 @@ def explore(
             help="Write the tests here; tests of your own in the file are not touched.",
         ),
     ] = None,
+    corpus: Annotated[
+        Path | None,
+        typer.Option(
+            "--corpus",
+            metavar="DIR",
+            file_okay=False,
+            help="Begin with the inputs that are kept here, and add those that take a new edge.",
+        ),
+    ] = None,
     seconds: Annotated[float, typer.Option(min=1, help="How long to search.")] = 60,
     seed: Annotated[int, typer.Option(help="Of what is chosen by chance.")] = 0,
     map_types: MapTypes = None,
@@ -59,8 +69,12 @@ def explore(
 
     Says of each branch edge whether an input takes it, the verifier proved it dead, or what stands
     in the way. With --write the inputs become a pytest file that asserts what the program did:
-    today's behaviour, not what was meant. Exit code 1 when an edge was not reached.
+    today's behaviour, not what was meant. With --corpus they are kept, and the next search begins
+    with them. Exit code 1 when an edge was not reached.
     """
+    from bpfunit.explorer import corpus as files_of  # with coverage and more
+    from bpfunit.explorer import merged
+
     if not object_.is_file():
         raise typer.BadParameter(f"no file {object_}; build it first", param_hint="OBJECT")
     require_visible("the object", object_)
@@ -77,13 +91,14 @@ def explore(
             "types": [str(path.resolve()) for path in types or ()],
             "types_flags": list(types_flags or ()),
             "globals": dict(_values.parse_global(text) for text in globals_ or ()),
+            "tests": write is not None,
+            "corpus": None if corpus is None else files_of.read(corpus, program),
         }
     except _values.ValueSyntaxError as error:
         raise typer.BadParameter(str(error)) from error
     report = explored(kernel, "_inside_explore.serve", request, variables(guest_env))
+    added = files_of.write(corpus, program, report["grown"]) if corpus is not None else []
     if write is not None:
-        from bpfunit.explorer import merged
-
         existing = write.read_text(encoding="utf-8") if write.exists() else ""
         write.parent.mkdir(parents=True, exist_ok=True)
         write.write_text(merged(existing, report["program"], report["text"]), encoding="utf-8")
@@ -94,6 +109,9 @@ def explore(
             out().print(line, markup=False)
         if write is not None:
             err().print(f"wrote {len(report['tests'])} tests to {write}", markup=False)
+        if corpus is not None:
+            there = f"{corpus / program}, {len(request['corpus'])} were there"
+            err().print(f"added {len(added)} inputs to {there}", markup=False)
     raise typer.Exit(ExitCode.OK if report["reached"] >= report["alive"] else ExitCode.NO)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from bpfunit.explorer.corpus import CorpusError
 from bpfunit.explorer.diff import Comparison, compare
 from bpfunit.explorer.executor import Executor, ExploreError
 from bpfunit.explorer.facts import Facts
 from bpfunit.explorer.result import EdgeState, Exploration
-from bpfunit.explorer.run import Written, explore, explore_and_write
+from bpfunit.explorer.run import Written, explore, explore_and_write, replay
 from bpfunit.explorer.search import Budget, Found, Search
 from bpfunit.explorer.wire import Input, Outcome, Step
 from bpfunit.explorer.write import WrittenTest, block, merged, nonzero
@@ -14,6 +15,7 @@ from bpfunit.explorer.write import WrittenTest, block, merged, nonzero
 __all__ = [
     "Budget",
     "Comparison",
+    "CorpusError",
     "EdgeState",
     "Executor",
     "Exploration",
@@ -32,4 +34,5 @@ __all__ = [
     "explore_and_write",
     "merged",
     "nonzero",
+    "replay",
 ]

@@ -100,6 +100,14 @@ class MapFacts(NamedTuple):
     max_entries: int
     initial: bytes = b""
 
+    def whole(self, value: bytes) -> bytes:
+        """Return a value, or the start of one, as the system call takes it: alike on each CPU."""
+        value = value[: self.value_size].ljust(self.value_size, b"\0")
+        if self.stride == self.value_size:
+            return value
+        each = (self.value_size + 7) // 8 * 8
+        return value.ljust(each, b"\0") * (self.stride // each)
+
 
 class StubFacts(NamedTuple):
     """A call that a stub may answer.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from bpfunit.explorer.facts import PROGRAMS, SECTION, Facts
 from bpfunit.explorer.search import Case, Edge, Found, Search
@@ -14,9 +14,12 @@ Role = Callable[[int, str, int], str]
 Wanted = Callable[[Case], bool]
 
 
-def covering(found: Found) -> list[tuple[Case, list[Edge]]]:
-    """Return few cases that take every edge, and the edges that each stands for, greedily."""
-    left, chosen = set(found.first), []
+def covering(found: Found, taken: Collection[Edge] = ()) -> list[tuple[Case, list[Edge]]]:
+    """Return few cases that take every edge that is not ``taken``, and the edges of each, greedily.
+
+    An edge stands with one case alone.
+    """
+    left, chosen = set(found.first) - set(taken), []
     cases = list(found.cases)
     while left and cases:
         best = max(cases, key=lambda one: len(one.edges & left))

@@ -8,6 +8,7 @@ TYPES = (
     *("xdp", "sched_cls", "sched_act", "socket_filter", "cgroup_skb", "flow_dissector"),
     *("lwt_in", "lwt_out", "lwt_xmit", "lwt_seg6local"),
 )
+SHORTEST_PACKET = 14  # ETH_HLEN: newer kernels' bpf_test_init() refuses less
 _IP, _IP6, _ARP, _VLAN = 0x0800, 0x86DD, 0x0806, 0x8100
 _TCP, _UDP, _ICMP, _ICMP6 = 6, 17, 1, 58
 _PAYLOAD = b"payload."

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bpfunit.explorer.facts import BRANCH, Facts, Site
+from bpfunit.explorer.facts import ARRAY, BRANCH, LOOKUPS, RESULT, Facts, Site
+from bpfunit.explorer.packets import SHORTEST_PACKET
 from bpfunit.explorer.search import Case, Edge, Found
 from bpfunit.explorer.wire import Input
 from bpfunit.rewrite.insn import JUMP_SIGNS
@@ -13,6 +14,9 @@ from bpfunit.rewrite.insn import JUMP_SIGNS
 REACHED, DEAD, MISSED = "reached", "dead", "not reached"
 _SHOWN = 4  # pairs of operands
 _POINTERS = 0xFFFF_0000_0000_0000
+# Jumps by which a packet's end is told, and whether they are taken where a place is behind it when
+# the place stands on the left.
+_ORDER = {0x20: True, 0x30: True, 0xA0: False, 0xB0: False}
 
 
 @dataclass(frozen=True)
@@ -103,8 +107,42 @@ class Exploration:
         if not seen:
             before = self._way_to(edge[0])
             return f"no input came to the jump{before}"
+        if why := self._every_index(edge, seen) or self._short_packet(edge):
+            return why
         pairs = ", ".join(dict.fromkeys(_shown(a, b) for a, b in seen[:_SHOWN]))
         return f"compared were {pairs}"
+
+    def _every_index(self, edge: Edge, seen: Sequence[tuple[int, int]]) -> str:
+        """Say that a lookup in an array cannot miss, where the edge is that of its NULL."""
+        before = [site for site in self.facts.sites[: edge[0]] if site.kind == RESULT][-1:]
+        if not before or before[0].map < 0 or any(a < _POINTERS or b for a, b in seen):
+            return ""
+        one = self.facts.maps[before[0].map]
+        if before[0].helper not in LOOKUPS or one.kind != ARRAY:
+            return ""
+        return f"{one.name} is an array, which has every index that was asked for"
+
+    def _short_packet(self, edge: Edge) -> str:
+        """Say that kernels run no packet so short, where the edge is that of one."""
+        number, taken = edge
+        site, shortest = self.facts.sites[number], 0
+        if site.op not in _ORDER or not self.facts.packets:
+            return ""
+        for case in self.found.cases:
+            for step in case.outcome.steps:
+                for record in step.records:
+                    if record[0] == number:
+                        a, b = site.operands(record[1], record[2])
+                        if a < _POINTERS or b < _POINTERS:
+                            return ""
+                        end, at = (b, a) if _ORDER[site.op] == taken else (a, b)
+                        shortest = max(shortest, at - (end - len(step.data)))
+        if not 0 < shortest <= SHORTEST_PACKET:
+            return ""
+        return (
+            f"it wants a packet of less than {shortest} bytes; none so short is tried, for most"
+            " kernels run none"
+        )
 
     def _way_to(self, number: int) -> str:
         """Name the nearest jump in front that was decided one way only."""

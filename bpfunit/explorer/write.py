@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from bpfunit.explorer.executor import Executor
 from bpfunit.explorer.facts import PROGRAMS, SECTION, STORAGE
-from bpfunit.explorer.minimise import Minimiser, Wanted, covering
+from bpfunit.explorer.minimise import Minimiser, Wanted
 from bpfunit.explorer.result import Exploration, condition
 from bpfunit.explorer.search import Case, Edge, Search
 from bpfunit.objects.logs import LogLine
@@ -34,12 +34,15 @@ class WrittenTest(NamedTuple):
     Attributes:
         name: of the function.
         text: the function, without a line end behind.
-        edges: for people: the edges that it stands for.
+        told: for people: the edge that it stands for.
+        edge: the same as the jump's instruction in the program as the compiler made it, and
+            whether the jump is taken.
     """
 
     name: str
     text: str
-    edges: tuple[str, ...]
+    told: str
+    edge: tuple[int, bool]
 
 
 # -- values as Python text
@@ -161,6 +164,7 @@ class Writer:
         self._program = self._object.programs[self._facts.program]
         self._minimiser = Minimiser(search, self._role, _context_role)
         self._names: dict[str, int] = {}
+        self._dialled: set[bytes] = set()
         self._roles: dict[tuple[int, str], dict[int, str]] = {}
 
     def _map(self, number: int) -> Any:
@@ -181,12 +185,22 @@ class Writer:
         return roles.get(offset, "")
 
     def tests(self) -> list[WrittenTest]:
-        """Return the tests, each input as small as it was found to be."""
-        found = []
-        for case, edges in covering(self._exploration.found):
-            smallest = self._minimiser.smallest(case, edges)
-            found.append(self._test(smallest, edges))
+        """Return a test for each edge, in the order of the program, each input as small as can be.
+
+        An edge begins with the smallest input so far that takes it, which is often its own.
+        """
+        found: list[WrittenTest] = []
+        made: list[Case] = []
+        for edge, first in sorted(self._exploration.found.first.items()):
+            begin = min((one for one in made if edge in one.edges), key=_size, default=first)
+            smallest = self.smallest(begin, [edge])
+            made.append(smallest)
+            found.append(self._test(smallest, edge))
         return found
+
+    def smallest(self, case: Case, edges: Sequence[Edge]) -> Case:
+        """Return a case made small while it takes its edges."""
+        return self._minimiser.smallest(case, edges)
 
     def smallest_that(self, case: Case, wanted: Wanted) -> Case:
         """Return a case made small while what is wanted of it holds."""
@@ -196,36 +210,39 @@ class Writer:
         """Return the lines of a test that runs a case and asserts what it did."""
         return list(self._body(case))
 
-    def _test(self, case: Case, edges: Sequence[Edge]) -> WrittenTest:
-        told = [self._edge(edge) for edge in edges]
-        name = self._name(edges[-1])
-        lines = [
-            "@pytest.mark.characterisation",
-            f"def {name}(bpf_load) -> None:",
-            f'    """{_quoted(told[0])}' + ('"""' if len(told) == 1 else ""),
-            *(f"    {_quoted(one)}" for one in told[1:]),
-            *(['    """'] if len(told) > 1 else []),
-        ]
-        lines += [f"    {line}" for line in self._body(case)]
-        return WrittenTest(name, "\n".join(lines), tuple(told))
-
-    def _name(self, edge: Edge) -> str:
+    def label(self, edge: Edge) -> str:
+        """Return a word for an edge: ``route_36_taken``."""
         site = self._facts.sites[edge[0]]
         file, line, _, _ = self._facts.places.get(edge[0], ("insn", site.insn, 0, ""))
         stem = re.sub(r"\W+", "_", Path(file).name.partition(".")[0])
-        way = "taken" if edge[1] else "not_taken"
-        base = f"test_{self._facts.program}_{stem}_{line}_{way}"
-        count = self._names[base] = self._names.get(base, 0) + 1
-        return base if count == 1 else f"{base}_{count}"
+        return f"{stem}_{line}_{'taken' if edge[1] else 'not_taken'}"
 
-    def _edge(self, edge: Edge) -> str:
+    def edge(self, edge: Edge) -> str:
+        """Return an edge in words; a path of this machine alone is left out of it."""
         site = self._facts.sites[edge[0]]
         file, line, _, text = self._facts.places.get(edge[0], ("", 0, 0, ""))
-        at = f"{file}:{line}: {text}" if file else f"instruction {site.insn}"
+        path = Path(file)
+        at = f"{path.name if path.is_absolute() else file}:{line}: {text}"
+        at = at if file else f"instruction {site.insn}"
         return f"{at} ({condition(site)} {'taken' if edge[1] else 'not taken'})"
+
+    def _test(self, case: Case, edge: Edge) -> WrittenTest:
+        told = self.edge(edge)
+        base = f"test_{self._facts.program}_{self.label(edge)}"
+        count = self._names[base] = self._names.get(base, 0) + 1
+        name = base if count == 1 else f"{base}_{count}"
+        lines = [
+            "@pytest.mark.characterisation",
+            f"def {name}(bpf_load) -> None:",
+            f'    """{_quoted(told)}"""',
+            *(f"    {line}" for line in self._body(case)),
+        ]
+        insn = self._facts.sites[edge[0]].insn
+        return WrittenTest(name, "\n".join(lines), told, (insn, edge[1]))
 
     def _body(self, case: Case) -> Iterator[str]:
         given = case.given
+        self._dialled = set(self._addresses(case))
         stubs = ", ".join(self._stubs(case))
         yield f"obj = load(bpf_load{', ' if stubs else ''}{stubs})"
         storages, spies = [], []
@@ -254,6 +271,14 @@ class Writer:
         if shared:
             yield "sock.close()"
 
+    def _addresses(self, case: Case) -> Iterator[bytes]:
+        """Yield the IPv4 addresses of a case's contexts, before and after."""
+        if isinstance(self._program, SockAddrProgram):
+            place = BpfSockAddr.user_ip4
+            for step, out in zip(case.given.steps, case.outcome.steps, strict=True):
+                for ctx in (step.ctx, out.ctx):
+                    yield ctx[place.offset : place.offset + place.size]
+
     def _stubs(self, case: Case) -> Iterator[str]:
         for slot, answer in case.given.stubs:
             stub = self._facts.stubs[slot]
@@ -275,8 +300,14 @@ class Writer:
                 yield f'obj.globals["{name}"] = {shown}'
 
     def _entry(self, number: int, key: bytes) -> str:
-        one = self._map(number)
-        return f"obj.maps.{one.name}[{literal(one.decode_key(key))}]"
+        return f"obj.maps.{self._map(number).name}[{self._key(number, key)}]"
+
+    def _key(self, number: int, key: bytes) -> str:
+        """Return a key; a bare number that is an address which was dialled is an address."""
+        value = self._map(number).decode_key(key)
+        if isinstance(value, int) and key in self._dialled:
+            return f'ip4("{IP(key)}")'
+        return literal(value)
 
     def _value(self, number: int, value: bytes) -> str:
         return literal(self._map(number).decode_value(value[: self._facts.maps[number].stride]))
@@ -352,11 +383,17 @@ class Writer:
         for number, key in sorted(given):
             one = self._facts.maps[number]
             if one.kind not in (SECTION, PROGRAMS, STORAGE) and (number, key) not in after:
-                key_text = literal(self._map(number).decode_key(key))
-                yield f"assert {key_text} not in obj.maps.{one.name}"
+                yield f"assert {self._key(number, key)} not in obj.maps.{one.name}"
         for number, one in enumerate(self._facts.maps):
             if one.kind == STORAGE and not any(m == number for m, _ in after):
                 yield f'assert run.storage("{one.name}") is None'
+
+
+def _size(case: Case) -> tuple[int, ...]:
+    """Return what makes an input long to read, the worst first."""
+    given = case.given
+    nonzero_bytes = sum(len(value) - value.count(0) for _, _, value in given.entries)
+    return len(given.steps), len(given.entries), len(given.stubs), nonzero_bytes
 
 
 def _context_role(offset: int) -> str:

@@ -17,6 +17,7 @@ pytest_plugins = (
     "bpfunit.plugin.reuse",
     "bpfunit.plugin.needs",
     "bpfunit.plugin.types",
+    "bpfunit.plugin.corpus",
     "bpfunit.plugin.coverage",
     "bpfunit.plugin.bench",
     "bpfunit.plugin.engines",
