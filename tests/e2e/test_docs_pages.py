@@ -56,3 +56,12 @@ def test_a_how_to_does_what_it_says(shell: Shell, directory: Path, page: str) ->
     if not (directory / "redirect.bpf.o").exists():
         follow(ROOT / "docs/tutorial.md", shell, directory)
     assert follow(ROOT / "docs/howto" / page, shell, directory) >= 1
+
+
+def test_an_untested_object_becomes_a_suite(shell: Shell, directory: Path) -> None:
+    """Follow the page on `explore`, last: the tests that it writes stay in the directory."""
+    if not (directory / ".venv").exists():
+        for line in ("python3 -m venv .venv", ". .venv/bin/activate", "pip install -q bpfunit"):
+            output, code = shell.type(line)
+            assert code == 0, output
+    assert follow(ROOT / "docs/howto/untested.md", shell, directory) >= 10
