@@ -30,10 +30,11 @@ BENCH_JSON := $(lastword build/bench/results.json \
 BIN := $(abspath $(VENV))/bin
 PYTEST := PATH="$(BIN):$$PATH" $(BIN)/python -m pytest
 KERNEL_ARGS := $(foreach kernel,$(KERNELS),--kernel $(kernel))
+BIG_ENDIAN := $(if $(findstring /s390x,$(KERNELS)),yes)
 OBJECT_ARGS := $(if $(OBJECT),--bpf-object $(abspath $(OBJECT)))
 
 .DELETE_ON_ERROR:
-.PHONY: help vmtest test test-long fresh check bench coverage facts stacks mutants docs findings kmod bpf clean setup setup-test
+.PHONY: help vmtest test test-arch test-long fresh check bench coverage facts stacks mutants docs findings kmod bpf clean setup setup-test
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -45,9 +46,10 @@ setup:
 setup-test:
 	$(Q)tools/bootstrap test
 
+# The programs under test, and where a kernel of KERNELS is big-endian theirs, too.
 bpf: setup ## build the programs under test
-	$(Q)$(MAKE) $(QUIET) -C bpf
-	$(Q)$(BIN)/python -m tests.objects >/dev/null
+	$(Q)$(MAKE) $(QUIET) -C bpf all $(BIG_ENDIAN:%=big-endian)
+	$(Q)$(BIN)/python -m tests.objects $(BIG_ENDIAN:%=bpfeb) >/dev/null
 
 kmod: setup ## build the kernel module for KERNELS
 	$(Q)PATH="$(BIN):$$PATH" $(BIN)/python -m bpfunit.kernels build $(KERNELS)
@@ -65,6 +67,9 @@ test: check bpf ## everything: checks, host tests, guests, the matrix, the ways 
 test-long: check bpf ## what takes hours: every kernel with everything, long fuzzing, each mutant
 	$(Q)$(MAKE) $(QUIET) -C bench
 	$(Q)tools/test host guests foreign everywhere stacks compilers fuzz mutants e2e
+
+test-arch: bpf ## some of the hook's tests on arm64 and s390x, emulated; fetches what that takes
+	$(Q)tools/test architectures
 
 fresh: ## the two commands of the README in an empty root of SUITE, as root and as a user with sudo
 	$(Q)tools/fresh $(SUITE)

@@ -79,6 +79,9 @@ _SETUP_SECTS, _MAGIC, _VERSION, _PAYLOAD = 0x1F1, 0x202, 0x20E, 0x248
 # Documentation/arch/arm64/booting.rst
 _ARM64_MAGIC = 56
 
+# arch/s390/boot/head.S and asm/setup.h: a mark, and the version's address, which is its offset.
+_S390_MAGIC, _S390_VERSION = 0x10008, 0x10428
+
 _BANNER = re.compile(rb"Linux version (\d+\.\d+[^\s\0]*)")
 
 
@@ -108,8 +111,15 @@ def _arm64_release(data: Data) -> str | None:
     return found[1].decode(errors="replace") if found else None
 
 
+def _s390_release(data: Data) -> str | None:
+    if data[_S390_MAGIC : _S390_MAGIC + 6] != b"S390EP":
+        return None
+    start = int(struct.unpack_from(">Q", data, _S390_VERSION)[0])
+    return data[start : start + 256].split(b"\0")[0].split(b" ")[0].decode(errors="replace")
+
+
 def _uncompressed(_data: bytes) -> None:
-    """Say that an image is what QEMU starts fastest, as it is."""
+    """Say that an image is what QEMU starts as it is."""
 
 
 ARCHITECTURES = {
@@ -154,6 +164,27 @@ ARCHITECTURES = {
         boot_image="arch/arm64/boot/Image",
         image_name="Image",
         image_release=_arm64_release,
+        image_payload=_uncompressed,
+    ),
+    "s390x": Architecture(
+        name="s390x",
+        debian="s390x",
+        sources="s390",
+        triplet="s390x-linux-gnu",
+        little_endian=False,
+        qemu="qemu-system-s390x",
+        qemu_package="qemu-system-s390x",
+        machine="s390-ccw-virtio",
+        emulated_cpu="max",
+        bus="ccw",
+        console=("-device", "sclpconsole,chardev=console"),
+        virtualisation=frozenset(),
+        kernel_words="console=ttysclp0",
+        tells_clock=False,
+        oops="Unable to handle kernel|specification exception: |protection exception: ",
+        boot_image="arch/s390/boot/bzImage",
+        image_name="bzImage",
+        image_release=_s390_release,
         image_payload=_uncompressed,
     ),
 }

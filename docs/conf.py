@@ -29,7 +29,10 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!bpfunit\.).*"),
     # not public
-    (r"py:.*", r"bpfunit\.(engines|progtypes|rewrite|runs|tailcalls|values|kernels\._\w+)\..*"),
+    (
+        r"py:.*",
+        r"bpfunit\.(_arch|engines|progtypes|rewrite|runs|tailcalls|values|kernels\._\w+)\..*",
+    ),
 ]
 
 autodoc_typehints = "description"

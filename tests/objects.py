@@ -1,7 +1,7 @@
 """BPF objects that the tests compile for themselves, from tests/guest/bpf/.
 
 ``python -m tests.objects`` compiles them all; guests then find them, and need not run clang
-themselves.
+themselves. ``python -m tests.objects bpfeb`` compiles them for big-endian machines, too.
 """
 
 from __future__ import annotations
@@ -11,26 +11,40 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parent.parent
 _SOURCES = Path(__file__).resolve().parent / "guest" / "bpf"
+_HEADERS = Path("/usr/include")
 _BUILD = _ROOT / "build" / "tests"
-_FLAGS = ["-target", "bpf", "-mcpu=v3", "-O2", "-g", "-std=gnu11", "-Wall", "-Wextra", "-Werror"]
+#: What clang compiles for: machines of this one's byte order.
+TARGET = "bpf" if sys.byteorder == "little" else "bpfeb"
+_FLAGS = ["-mcpu=v3", "-O2", "-g", "-std=gnu11", "-Wall", "-Wextra", "-Werror"]
 
 
 def compiled(name: str, *defines: str, clang: str = "clang", flags: Sequence[str] = ()) -> Path:
     """Return the object of ``<name>.bpf.c``, compiled unless its like is there already."""
     source = _SOURCES / f"{name}.bpf.c"
     headers = b"".join(path.read_bytes() for path in sorted(_SOURCES.glob("*.h")))
-    multiarch = sysconfig.get_config_var("MULTIARCH") or ""
-    command = [clang, *_FLAGS, *flags, "-idirafter", f"/usr/include/{multiarch}"]
+    command = [
+        clang,
+        "-target",
+        TARGET,
+        *_FLAGS,
+        *flags,
+        "-idirafter",
+        f"/usr/include/{_multiarch()}",
+    ]
     command += [f"-D{define}" for define in defines]
     digest = hashlib.sha256(source.read_bytes() + headers + repr(command).encode()).hexdigest()[:12]
     target = _BUILD / f"{name}-{digest}.bpf.o"
     return _made(target, lambda partial: [*command, "-c", str(source), "-o", partial])
+
+
+def _multiarch() -> str:
+    """Return whose headers there are: the host's, in guests of other architectures as well."""
+    return next((path.parent.name for path in sorted(_HEADERS.glob("*-linux-gnu/asm"))), "")
 
 
 def stripped(path: Path) -> Path:
@@ -67,7 +81,7 @@ CLANGS = [name for name in ("clang", *(f"clang-{n}" for n in range(14, 31))) if 
 NEWEST = max(CLANGS, key=lambda name: int(name.partition("-")[2] or 0))
 
 
-if __name__ == "__main__":
+def _compile_all() -> None:
     for path in sorted(_SOURCES.glob("*.bpf.c")):
         sys.stdout.write(f"{compiled(path.name.removesuffix('.bpf.c'))}\n")
     for one in CLANGS:
@@ -76,7 +90,15 @@ if __name__ == "__main__":
     if int(NEWEST.partition("-")[2] or 0) >= 18:  # that knows the fourth version
         compiled("young", clang=NEWEST, flags=["-mcpu=v4"])
     stripped(compiled("sized"))
-    linked_halves()
+    if TARGET == "bpf":  # Debian's bpftool links for its own byte order alone
+        linked_halves()
     compiled("pins", "OTHER")
     compiled("oldstyle", "OLD_MAPS")
     compiled("oldstyle", "OLD_SECTION")
+
+
+if __name__ == "__main__":
+    _compile_all()
+    for other in sys.argv[1:]:
+        TARGET = other
+        _compile_all()

@@ -20,7 +20,7 @@ from typing import Any
 
 from bpfunit._paths import cache_dir
 
-_SOURCES = [Path(__file__).with_name(name) for name in ("bulk.c", "explore.c", "rewind.c")]
+SOURCES = [Path(__file__).with_name(name) for name in ("bulk.c", "explore.c", "rewind.c")]
 _COMPILERS = ("cc", "gcc", "clang")
 PATH_VARIABLE = "BPFUNIT_NATIVE"
 _TIMEOUT_S = 120  # a loaded machine under emulation; one file takes a second natively
@@ -164,7 +164,7 @@ def library_path() -> Path:
     handed = Path(os.environ.get(PATH_VARIABLE, "/nonexistent"))
     if handed.is_file():
         return handed
-    sources = b"".join(source.read_bytes() for source in _SOURCES)
+    sources = b"".join(source.read_bytes() for source in SOURCES)
     digest = hashlib.sha256(sources).hexdigest()[:16]
     return cache_dir() / "native" / f"loops-{platform.machine()}-{digest}.so"
 
@@ -184,7 +184,7 @@ def build() -> Path | None:
         return None  # a cache that cannot be written: the loop in Python serves
     os.close(handle)
     command = [compiler, "-O2", "-shared", "-fPIC", "-Wall", "-Werror", "-o", name]
-    command += map(str, _SOURCES)
+    command += map(str, SOURCES)
     try:
         subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT_S)
         Path(name).replace(target)

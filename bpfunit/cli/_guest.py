@@ -43,6 +43,8 @@ def booted(
         LostGuestError: the guest died; its last words are in the message.
     """
     kernel = kernels.resolve(name)
+    if kernel.foreign and (built := kernels.cross_library(kernel, _native.SOURCES)):
+        env = {**(env or {}), _native.PATH_VARIABLE: str(built)}
     module = kernels.module_for(kernel) if kernel.headers else None
     with tempfile.TemporaryDirectory(prefix="bpfunit-") as directory:
         group = execnet.Group()

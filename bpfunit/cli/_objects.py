@@ -15,7 +15,8 @@ from bpfunit.progtypes.sock_addr import SOCK_ADDR
 
 _ELF_MAGIC = b"\x7fELF"
 _MACHINE = slice(18, 20)  # e_machine of the ELF header
-_EM_BPF = (247).to_bytes(2, "little")
+_EM_BPF = {b"\x01": b"\xf7\x00", b"\x02": b"\x00\xf7"}  # 247 by EI_DATA, the byte order
+_ORDER = slice(5, 6)
 _LEFT_OUT = {"node_modules", "venv", "__pycache__"}
 
 
@@ -60,7 +61,7 @@ def is_bpf_object(path: Path) -> bool:
             header = file.read(20)
     except OSError:
         return False
-    return header.startswith(_ELF_MAGIC) and header[_MACHINE] == _EM_BPF
+    return header.startswith(_ELF_MAGIC) and header[_MACHINE] == _EM_BPF.get(header[_ORDER])
 
 
 def find_objects(root: Path) -> Iterator[Path]:

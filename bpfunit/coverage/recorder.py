@@ -38,7 +38,7 @@ class _Instrumented:
         count = len(self.model.probes)
         if self.model.mode is Mode.FLAGS:
             return list(self.map.memory[:count])
-        return list(struct.unpack_from(f"<{count}Q", self.map.memory, 0))
+        return list(struct.unpack_from(f"={count}Q", self.map.memory, 0))
 
     def was_hit(self) -> bool:
         """Whether any probe was passed since the map was last cleared."""

@@ -26,15 +26,19 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 from virtme.cpiowriter import CpioWriter, FileMetaData
 
 from bpfunit._paths import cache_dir
+from bpfunit.guest import foreign
 from bpfunit.guest.accel import qemu
 from bpfunit.guest.errors import GuestError
 from bpfunit.guest.image import write_whole
+
+if TYPE_CHECKING:
+    from bpfunit.kernels.kernel import Foreign
 
 _FORMAT = 3  # of what a slot holds; count up when it changes in a way the key does not show
 _TREE = "warm"  # below this directory of the initramfs lies what the warm Python reads
@@ -70,13 +74,19 @@ def wanted() -> bool:
     return os.environ.get("BPFUNIT_SNAPSHOT") != "0"
 
 
-def find(configuration: dict[str, Any], environment: dict[str, str], initramfs: Path) -> Snapshot:
+def find(
+    configuration: dict[str, Any],
+    environment: dict[str, str],
+    initramfs: Path,
+    other: Foreign | None = None,
+) -> Snapshot:
     """Return a configuration's snapshot, with its initramfs made if it is not up to date.
 
     Args:
         configuration: what tells such guests from others: kernel, memory and so on; plain data.
         environment: the worker's variables.
         initramfs: what such a guest boots without a snapshot.
+        other: what a guest of another architecture runs with.
 
     Raises:
         GuestError: the interpreter's imports fail outside of pytest.
@@ -89,7 +99,7 @@ def find(configuration: dict[str, Any], environment: dict[str, str], initramfs: 
     digest = hashlib.sha256(json.dumps(name, sort_keys=True).encode()).hexdigest()[:16]
     slot = cache_dir() / "snapshots" / f"{configuration['release']}-{digest}"
     slot.mkdir(parents=True, exist_ok=True)
-    mark = _mark()
+    mark = _mark(other.emulator if other else None)
     with FileLock(slot / "list.lock"):
         meta = _meta(slot)
         if meta.get("mark") != mark or not _unchanged(meta["files"]):
@@ -97,7 +107,7 @@ def find(configuration: dict[str, Any], environment: dict[str, str], initramfs: 
                 fcntl.flock(lock, fcntl.LOCK_EX)  # no supervisor is just reading or making it
                 for old in ("state", "ram", "failed", "meta.json"):
                     (slot / old).unlink(missing_ok=True)
-            meta = {"mark": mark, **_list_files(early)}
+            meta = {"mark": mark, **_list_files(early, other.root if other else None)}
             _write_initramfs(slot / "initramfs", initramfs, meta, early)
             write_whole(slot / "meta.json", json.dumps(meta).encode())
             _remove_unused(slot)
@@ -105,9 +115,9 @@ def find(configuration: dict[str, Any], environment: dict[str, str], initramfs: 
     return Snapshot(slot, (slot / "state").exists(), _failed(slot), meta["path"])
 
 
-def _mark() -> str:
+def _mark(emulator: Path | None) -> str:
     """Return a digest of what snapshots depend on beside configuration and Python's files."""
-    path, version = qemu()
+    path, version = qemu(emulator)
     binary = Path(path).stat()
     parts = [_FORMAT, path, version, binary.st_size, binary.st_mtime_ns, _processor()]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
@@ -151,8 +161,11 @@ def _unchanged(files: dict[str, list[int]]) -> bool:
         return False
 
 
-def _list_files(early: dict[str, str]) -> dict[str, Any]:
-    """Return the files that a warm interpreter reads, with size and time of change."""
+def _list_files(early: dict[str, str], root: Path | None) -> dict[str, Any]:
+    """Return the files that a warm interpreter reads, with size and time of change.
+
+    Those of a root come with the places that they have in the guest.
+    """
     done = subprocess.run(
         [sys.executable, "-u", _WARM, "list"],
         cwd="/",
@@ -164,7 +177,9 @@ def _list_files(early: dict[str, str]) -> dict[str, Any]:
     if done.returncode != 0:
         raise GuestError(f"list what a worker imports: {done.stderr.strip()[-2000:]}")
     found = json.loads(done.stdout.splitlines()[-1])
-    return {"files": {path: _stamp(path) for path in found["files"]}, "path": found["path"]}
+    places = foreign.warm_files(found["files"], root) if root else {}
+    files = {path: _stamp(path) for path in places or found["files"]}
+    return {"files": files, "places": places, "path": found["path"]}
 
 
 def _write_initramfs(path: Path, base: Path, meta: dict[str, Any], early: dict[str, str]) -> None:
@@ -173,7 +188,12 @@ def _write_initramfs(path: Path, base: Path, meta: dict[str, Any], early: dict[s
         file.write(base.read_bytes())
         tree = _Tree(CpioWriter(file))
         for name in meta["files"]:
-            tree.add(Path(name))
+            place = meta.get("places", {}).get(name, name)
+            if place == name:
+                tree.add(Path(name))
+            else:
+                tree.copy(Path(name), Path(place))
+        tree.add(Path(sys.executable))  # the links to it, where a copy is there already
         tree.directory(Path("/proc"))
         tree.directory(Path("/dev"))
         command = ["/bin/busybox", "env", "-i", *(f"{name}={early[name]}" for name in early)]
@@ -206,6 +226,24 @@ class _Tree:
             for link in self._links(path.parent):
                 if link.resolve() == path:
                     self._walk(link)
+
+    def copy(self, source: Path, place: Path) -> None:
+        """Add a file with the place of another one of the host, whose directories and links count.
+
+        Args:
+            source: what is read.
+            place: where it lies in the tree.
+        """
+        for directory in reversed(place.parents):
+            if directory.exists():
+                self._walk(directory)
+            else:
+                self.directory(directory)
+        if place not in self._done:
+            self._done.add(place)
+            stat = source.stat()
+            mode, mtime = stat.st_mode & 0o777, int(stat.st_mtime)
+            self._file(_name(place), source.read_bytes(), mode, mtime)
 
     def _links(self, directory: Path) -> list[Path]:
         if directory not in self._libraries:

@@ -167,8 +167,6 @@ class GuestSpec:
         """
         if accel != "tcg" or self.append or self.qemu_args or not snapshot.wanted():
             return {"start": "", "snapshot": None}
-        if self._root is not None:
-            return {"start": "", "snapshot": None}
         if loader := sorted(name for name in worker["environment"] if name.startswith("LD_")):
             # The loader reads them as a process starts, and the Python in a snapshot has started.
             return {"start": f"boots, since {' and '.join(loader)} is set", "snapshot": None}
@@ -182,7 +180,9 @@ class GuestSpec:
             "packages": [str(package) for package in self.packages],
         }
         initramfs = Path(argv[argv.index("-initrd") + 1])
-        found = snapshot.find(configuration, worker["environment"], initramfs)
+        if self._root is not None:  # not yet
+            return {"start": "", "snapshot": None}
+        found = snapshot.find(configuration, worker["environment"], initramfs, self.kernel.foreign)
         if found.failed:
             why = f"boots since its snapshot failed: {found.failed}; "
             return {"start": f"{why}remove {found.slot} to try again", "snapshot": None}
@@ -193,12 +193,12 @@ class GuestSpec:
 
     def _variables(self, accel: str) -> dict[str, str]:
         variables = passed_on(os.environ)
-        variables.update(self.env, BPFUNIT_GUEST="1", BPFUNIT_ACCEL=accel)
-        variables["PYTHONDONTWRITEBYTECODE"] = "1"  # it would be gone with the guest
         if self._root is not None:
             for name in foreign.WITHHELD:
                 variables.pop(name, None)
-        elif libbpf := chosen_libbpf():
+        variables.update(self.env, BPFUNIT_GUEST="1", BPFUNIT_ACCEL=accel)
+        variables["PYTHONDONTWRITEBYTECODE"] = "1"  # it would be gone with the guest
+        if self._root is None and (libbpf := chosen_libbpf()):
             path = Path(libbpf).absolute()
             require_visible("the chosen libbpf", path)
             variables["BPFUNIT_LIBBPF"] = str(path)

@@ -125,6 +125,7 @@ def cross_root(spec: BuildRoot, architecture: Architecture) -> BuildRoot:
         spec,
         name=f"{spec.name}-{architecture.debian}",
         compiler=f"{spec.compiler}-{architecture.triplet.replace('_', '-')}",
+        packages=(*spec.packages, f"libc6-dev-{architecture.debian}-cross"),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -38,11 +39,9 @@ _LISTED_SLOTS = 64
 # libbpf's messages and the passes of a load go through one callback each, whoever loads
 _loading = threading.RLock()
 
-# an instruction as a little-endian word: opcode, registers (source above), offset, value
-_OPCODE_AND_SOURCE = 0xF0FF
-_LOAD_MAP_FD = asm.PSEUDO_MAP_FD << 12 | asm.LD_IMM64
-_CALL_HELPER = asm.JMP | asm.CALL
-_CALL_KERNEL = asm.PSEUDO_KFUNC << 12 | _CALL_HELPER
+_LOAD_MAP_FD = asm.opcode_and_source(asm.LD_IMM64, asm.PSEUDO_MAP_FD)
+_CALL_HELPER = asm.opcode_and_source(asm.JMP | asm.CALL)
+_CALL_KERNEL = asm.opcode_and_source(asm.JMP | asm.CALL, asm.PSEUDO_KFUNC)
 
 
 class Object:
@@ -245,16 +244,15 @@ class Object:
         code = ctypes.string_at(lib.bpf_program__insns(handle), size)
         # every test loads thousands of instructions: only the words that matter are looked into
         words = memoryview(code).cast("Q")
-        loaded_fds = {word >> 32 for word in words if word & _OPCODE_AND_SOURCE == _LOAD_MAP_FD}
-        helpers = {word >> 32 for word in words if word & _OPCODE_AND_SOURCE == _CALL_HELPER}
+        mask, immediate = asm.OPCODE_AND_SOURCE, asm.immediate
+        loaded_fds = {immediate(word) for word in words if word & mask == _LOAD_MAP_FD}
+        helpers = {immediate(word) for word in words if word & mask == _CALL_HELPER}
         for fd in loaded_fds:
             target = by_fd.get(fd)
             if isinstance(target, ProgArray):
                 target.users.append(program.ref)
         self.helpers |= helpers
-        self.calls_kernel = self.calls_kernel or any(
-            word & _OPCODE_AND_SOURCE == _CALL_KERNEL for word in words
-        )
+        self.calls_kernel = self.calls_kernel or any(word & mask == _CALL_KERNEL for word in words)
         self._prints = self._prints or bool(helpers & _PRINTK_HELPERS)
         self._sends = self._sends or bool(helpers & _PERF_OUTPUT_HELPERS)
 
@@ -270,7 +268,7 @@ class Object:
         for array in arrays:
             for index in range(min(array.max_entries, _LISTED_SLOTS)):
                 if raw := array.lookup(index):  # filled by the object itself (values = {…})
-                    array.contents[index] = f"program id {int.from_bytes(raw, 'little')}"
+                    array.contents[index] = f"program id {int.from_bytes(raw, sys.byteorder)}"
         log_types: dict[str, Any] | None = None
         if log_maps is not None:
             log_types = {

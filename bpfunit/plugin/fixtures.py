@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,7 +20,9 @@ from bpfunit.rewrite import ambient
 from bpfunit.runs import explain, observation
 from bpfunit.values.net import explain_difference
 
-_DEFAULT_OBJECT = "bpf/build/hook.bpf.o"
+# By byte order of the kernel: clang calls the big-endian target bpfeb.
+_DEFAULT_OBJECT = {"little": "bpf/build/hook.bpf.o", "big": "bpf/build/hook.bpfeb.o"}
+_ENDIAN = {"little": "el", "big": "eb"}
 _BPFFS = Path("/sys/fs/bpf")
 
 
@@ -54,9 +57,15 @@ def bpf_load(request: pytest.FixtureRequest) -> Iterator[Callable[..., bpfunit.O
 
 
 def object_under_test(config: pytest.Config) -> Path:
-    """Return ``--bpf-object FILE``, else where the project's own object is built."""
+    """Return ``--bpf-object FILE``, else where the project's own object is built.
+
+    ``{endian}`` in the name stands for ``el`` or ``eb``, the byte order of the machine, as in
+    ``hook.bpf{endian}.o``.
+    """
     chosen = config.getoption("bpf_object", None)
-    return Path(chosen) if chosen else config.rootpath / _DEFAULT_OBJECT
+    if chosen is None:
+        return config.rootpath / _DEFAULT_OBJECT[sys.byteorder]
+    return Path(str(chosen).replace("{endian}", _ENDIAN[sys.byteorder]))
 
 
 @pytest.fixture(scope="session")

@@ -15,11 +15,12 @@ import psutil  # type: ignore[import-untyped,unused-ignore]
 import pytest
 from execnet.gateway import RInfo
 
+from bpfunit import _native
 from bpfunit.errors import BpfunitError
 from bpfunit.guest.environment import asked_for, require_visible, withheld
 from bpfunit.guest.outcome import Death, ExitReport, read_exit_report
 from bpfunit.guest.spec import GuestSpec, unusual_start
-from bpfunit.kernels import Kernel, load_catalogue, modules_for, resolve_many
+from bpfunit.kernels import Kernel, cross_library, load_catalogue, modules_for, resolve_many
 from bpfunit.plugin.bench import HostBenchmarks
 from bpfunit.plugin.engines import choose_for
 from bpfunit.plugin.outcomes import collector_of
@@ -114,6 +115,7 @@ def make_targets(config: pytest.Config, run: Path, guests: int) -> list[Target]:
     modules = dict(zip(built, modules_for(built), strict=True))
     targets = []
     for number, (label, kernel) in enumerate(zip(labels(kernels), kernels, strict=True)):
+        loops = cross_library(kernel, _native.SOURCES) if kernel.foreign else None
         spec = GuestSpec(
             kernel=kernel,
             module=modules.get(kernel),
@@ -124,6 +126,7 @@ def make_targets(config: pytest.Config, run: Path, guests: int) -> list[Target]:
                 **variables,
                 LABEL_VARIABLE: label,
                 TEST_TIMEOUT_VARIABLE: str(option.guest_test_timeout),
+                **({_native.PATH_VARIABLE: str(loops)} if loops else {}),
             },
             append=option.guest_append,
             qemu_args=tuple(option.guest_qemu_arg),

@@ -1,9 +1,9 @@
 """eBPF instructions as values: decoding, encoding and the few that a probe is made of.
 
 The encoding is that of the kernel's ``Documentation/bpf/standardization/instruction-set.rst``:
-eight bytes each in this machine's byte order, and a 64-bit immediate takes two such slots. A
-program is a plain list of slots, so that indices are the kernel's: the second slot of a pair is an
-instruction with opcode 0.
+eight bytes each, most often in this machine's byte order, and a 64-bit immediate takes two such
+slots. A program is a plain list of slots, so that indices are the kernel's: the second slot of a
+pair is an instruction with opcode 0.
 """
 
 from __future__ import annotations
@@ -34,10 +34,15 @@ PSEUDO_CALL, PSEUDO_KFUNC = 1, 2
 # After a tail call that succeeds nothing of the caller runs.
 HELPER_TAIL_CALL = 12
 
-# The two registers share a byte; which of them has its lower half follows the byte order.
-_DST, _SRC = (0, 4) if LITTLE_ENDIAN else (4, 0)
-_SLOT = struct.Struct("=BBhi")
-SLOT_SIZE = _SLOT.size
+# By whether it is little-endian. The two registers share a byte; which of them has its lower half
+# follows the byte order.
+_LAYOUTS = {True: (struct.Struct("<BBhi"), 0, 4), False: (struct.Struct(">BBhi"), 4, 0)}
+SLOT_SIZE = 8
+
+# A slot as one number of this machine, for looking through many: what masks opcode and source
+# register, and how far up the immediate stands.
+OPCODE_AND_SOURCE = 0xF0FF if LITTLE_ENDIAN else 0xFF0F << 48
+_IMM_SHIFT = 32 if LITTLE_ENDIAN else 0
 #: The conditional jumps by operation, as C spells them; "s" in front compares as signed.
 JUMP_SIGNS = {
     0x10: "==",
@@ -135,24 +140,40 @@ class Insn(NamedTuple):
         return f"{prefix}{self.dst} {JUMP_SIGNS[self.op]} {right}"
 
 
-def decode(data: bytes) -> list[Insn]:
+def decode(data: bytes, *, little_endian: bool = LITTLE_ENDIAN) -> list[Insn]:
     """Split the bytes of a program into slots.
+
+    Args:
+        data: the bytes.
+        little_endian: their byte order; this machine's by default.
 
     Raises:
         ValueError: the length is no multiple of eight.
     """
     if len(data) % SLOT_SIZE:
         raise ValueError(f"decode program: {len(data)} bytes are no multiple of {SLOT_SIZE}")
+    slot, to_dst, to_src = _LAYOUTS[little_endian]
     return [
-        Insn(code, regs >> _DST & 0x0F, regs >> _SRC & 0x0F, off, imm)
-        for code, regs, off, imm in _SLOT.iter_unpack(data)
+        Insn(code, regs >> to_dst & 0x0F, regs >> to_src & 0x0F, off, imm)
+        for code, regs, off, imm in slot.iter_unpack(data)
     ]
 
 
-def encode(insns: Iterable[Insn]) -> bytes:
-    """Join slots into the bytes that the kernel takes."""
-    pack = _SLOT.pack
-    return b"".join(pack(i.code, i.dst << _DST | i.src << _SRC, i.off, i.imm) for i in insns)
+def encode(insns: Iterable[Insn], *, little_endian: bool = LITTLE_ENDIAN) -> bytes:
+    """Join slots into the bytes that a kernel of a byte order takes, by default the one here."""
+    slot, to_dst, to_src = _LAYOUTS[little_endian]
+    pack = slot.pack
+    return b"".join(pack(i.code, i.dst << to_dst | i.src << to_src, i.off, i.imm) for i in insns)
+
+
+def opcode_and_source(code: int, src: int = 0) -> int:
+    """Return what `OPCODE_AND_SOURCE` leaves of a slot with these, as one number."""
+    return src << 12 | code if LITTLE_ENDIAN else (code << 8 | src) << 48
+
+
+def immediate(word: int) -> int:
+    """Return the immediate of a slot that was read as one number, without its sign."""
+    return word >> _IMM_SHIFT & 0xFFFFFFFF
 
 
 def _signed32(value: int) -> int:

@@ -12,6 +12,7 @@ import ctypes
 import errno
 import os
 import struct
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -135,7 +136,7 @@ class CallRecorder:
     def take(self) -> bytes:
         """Return the records since the last take, for :meth:`decode`; `lost` did not fit."""
         memory = self._map.memory
-        count = int.from_bytes(memory[:_HEADER], "little")
+        count = int.from_bytes(memory[:_HEADER], sys.byteorder)
         self.lost = max(0, count - _CAPACITY)
         if not count:
             return b""

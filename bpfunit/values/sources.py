@@ -157,7 +157,7 @@ def _types_of_file(
         return compiled_types(file, flags)
     with file.open("rb") as opened:
         start = opened.read(4)
-    if start[:2] == btfbytes.MAGIC.to_bytes(2, "little"):
+    if start[:2] in (btfbytes.MAGIC.to_bytes(2, "little"), btfbytes.MAGIC.to_bytes(2, "big")):
         return types_of(file.read_bytes(), file.name)
     if start != _ELF:
         raise BtfError(

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import struct
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
@@ -74,7 +75,7 @@ class Answer:
     @property
     def err(self) -> int:
         """What the hook would hand to the system call: 0 or a negative errno."""
-        return int.from_bytes(self.data[:RESULT_SIZE], "little", signed=True)
+        return int.from_bytes(self.data[:RESULT_SIZE], sys.byteorder, signed=True)
 
 
 class TypedProgram(Descriptor):

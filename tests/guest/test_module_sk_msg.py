@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import struct
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -112,7 +113,7 @@ def test_program_sees_the_message_and_its_socket() -> None:
         ip = struct.unpack("=I", socket.inet_aton("127.0.0.1"))[0]
         assert cells.read()[:8] == (
             14,
-            int.from_bytes(b"GET ", "little"),
+            int.from_bytes(b"GET ", sys.byteorder),
             14,
             socket.AF_INET,
             ip,
@@ -160,7 +161,7 @@ def test_shared_pages_are_not_seen_before_they_are_pulled() -> None:
             assert cells.read()[:3] == (0, 0, 8)
         with Program(call(PULL, 0, 8, 0) + look(cells) + ACCEPT) as program:
             program.send(client, b"abcdefgh", flags_in=SHARED)
-            assert cells.read()[:2] == (8, int.from_bytes(b"abcd", "little"))
+            assert cells.read()[:2] == (8, int.from_bytes(b"abcd", sys.byteorder))
 
 
 def put_in_front() -> list[Insn]:
@@ -213,7 +214,7 @@ def test_redirection_says_where_to(ingress: int) -> None:
             assert (answer.retval, answer.verdict, answer.err) == (1, REDIRECT, 0)
             assert answer.ingress == ingress
             assert answer.inode == os.fstat(other.fileno()).st_ino
-            cookie = int.from_bytes(other.getsockopt(socket.SOL_SOCKET, 57, 8), "little")
+            cookie = int.from_bytes(other.getsockopt(socket.SOL_SOCKET, 57, 8), sys.byteorder)
             assert program.send(client, b"x").cookie == cookie != 0
 
 

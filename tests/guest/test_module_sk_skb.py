@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import struct
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -168,7 +169,7 @@ def test_parser_and_verdict_see_what_the_attached_ones_see(family: int) -> None:
         assert verdict.receive(server, b"hello world", VERDICT).verdict == PASS
         crafted = cells.read()
         assert crafted[:2] == crafted[16:18] == (0, 11)  # nothing is linear, of eleven bytes
-        assert crafted[30] == int.from_bytes(b"hell", "little")
+        assert crafted[30] == int.from_bytes(b"hell", sys.byteorder)
         cells.clear()
         socks.attach(parser.fd, AttachType.SK_SKB_STREAM_PARSER)
         socks.attach(verdict.fd, AttachType.SK_SKB_STREAM_VERDICT)
@@ -180,7 +181,7 @@ def test_parser_and_verdict_see_what_the_attached_ones_see(family: int) -> None:
 
 def test_data_comes_back_as_the_program_leaves_it() -> None:
     stored = [
-        asm.store_imm(4, 10, -4, int.from_bytes(b"HELL", "little")),
+        asm.store_imm(4, 10, -4, int.from_bytes(b"HELL", sys.byteorder)),
         asm.mov_reg(3, 10),
         asm.alu_imm(asm.ADD, 3, -4),
         asm.mov_reg(1, 6),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import lru_cache
@@ -75,7 +76,7 @@ class Arena:
         observed_now = memory.observed > actor.memory.observed
         is_new = seen.connect_ns > actor.connect_ns
         connect_ns = seen.connect_ns if observed_now and is_new else actor.connect_ns
-        return connect_ns.to_bytes(8, "little") + self._behind_the_time(
+        return connect_ns.to_bytes(8, sys.byteorder) + self._behind_the_time(
             memory.via_waypoint, memory.original
         )
 
@@ -153,7 +154,7 @@ class _Seen(NamedTuple):
     @property
     def connect_ns(self) -> int:
         """The time in the storage, its first field; 0 without storage."""
-        return int.from_bytes((self.storage or b"")[:8], "little")
+        return int.from_bytes((self.storage or b"")[:8], sys.byteorder)
 
 
 @lru_cache(maxsize=4096)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import socket
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from enum import IntEnum
@@ -211,6 +212,8 @@ def netns_cookie() -> int | None:
     """Return the cookie of the calling thread's network namespace; None before Linux 5.14."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), "little")
+            return int.from_bytes(
+                probe.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), sys.byteorder
+            )
         except OSError:
             return None

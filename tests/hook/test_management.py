@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 
 import pytest
 
@@ -63,7 +64,7 @@ def test_joining_records_the_cookie_of_the_callers_namespace(unmanaged_mesh: Mes
     [key] = managed_keys(unmanaged_mesh)
     assert key[8:] == bytes(8), "the key's unused half is not zero"
     # before 5.14 user space cannot ask for the cookie; any cookie is above 0
-    assert int.from_bytes(key[:8], "little") == cookie if cookie is not None else any(key)
+    assert int.from_bytes(key[:8], sys.byteorder) == cookie if cookie is not None else any(key)
 
 
 def test_joining_twice_records_one_namespace(unmanaged_mesh: Mesh):
@@ -101,7 +102,9 @@ def test_leaving_forgets_no_other_namespace(mesh: Mesh):
 
     mesh.leave()
 
-    assert [int.from_bytes(key[:8], "little") for key in managed_keys(mesh)] == [0x1234_5678_9ABC]
+    assert [int.from_bytes(key[:8], sys.byteorder) for key in managed_keys(mesh)] == [
+        0x1234_5678_9ABC
+    ]
 
 
 def test_leaving_without_having_joined_passes_untouched(unmanaged_mesh: Mesh):

@@ -6,11 +6,15 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from bpfunit.cli._objects import is_bpf_object
 from bpfunit.guest import foreign
 from bpfunit.kernels._foreign import _keep_usr_alone
+from bpfunit.plugin.fixtures import object_under_test
 
 pytestmark = pytest.mark.host
 
@@ -49,3 +53,66 @@ def test_a_root_keeps_all_below_usr(tmp_path):
     assert sorted(found.stdout.split()) == expected.split()
     assert (tmp_path / "lib/x/libc.so").read_text() == "lib/x/libc.so"
     assert (tmp_path / "bin").readlink() == Path("usr/bin")
+
+
+def test_a_warm_python_reads_its_own_library_and_the_projects_files(tmp_path):
+    """Files of the standard library and machine code come from the root, all others from here."""
+    root, library = tmp_path / "root", Path(sysconfig.get_path("stdlib")).resolve()
+    own, libraries = root / "usr/lib" / VERSION, root / "usr/lib/vax-linux-gnu"
+    contents = {
+        root / "usr/bin" / VERSION: b"\x7fELF libc.so.6\0 libnot.so.10\0",
+        own / "os.py": b"",
+        own / "encodings/utf_8.py": b"",
+        own / "_sysconfigdata__vax-linux-gnu.py": b"",
+        own / "lib-dynload/zlib.so": b"\x7fELF libz.so.1\0",
+        own / "tkinter.py": b"",
+        libraries / "libc.so.6": b"\x7fELF ld-vax.so.1\0",
+        libraries / "libz.so.1": b"\x7fELF",
+        libraries / "libnot.so.1": b"\x7fELF",
+        root / "usr/lib/ld-vax.so.1": b"\x7fELF",
+    }
+    for path, content in contents.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    here = Path(__file__)
+    listed = [str(path) for path in (library / "os.py", library / "json/__init__.py", here)]
+    found = foreign.warm_files([*listed, sys.executable], root)
+    assert found == {
+        str(root / "usr/bin" / VERSION): str(Path(sys.executable).resolve()),
+        str(own / "os.py"): str(library / "os.py"),
+        str(own / "encodings/utf_8.py"): str(library / "encodings/utf_8.py"),
+        str(own / "_sysconfigdata__vax-linux-gnu.py"): str(
+            library / "_sysconfigdata__vax-linux-gnu.py"
+        ),
+        str(own / "lib-dynload/zlib.so"): str(library / "lib-dynload/zlib.so"),
+        str(libraries / "libc.so.6"): "/usr/lib/vax-linux-gnu/libc.so.6",
+        str(libraries / "libz.so.1"): "/usr/lib/vax-linux-gnu/libz.so.1",
+        str(root / "usr/lib/ld-vax.so.1"): "/usr/lib/ld-vax.so.1",
+        str(here): str(here),
+    }
+
+
+@pytest.mark.parametrize("target", ["bpfel", "bpfeb"])
+def test_objects_of_either_byte_order_are_found(tmp_path, target):
+    (tmp_path / "one.c").write_text("int one(void) { return 1; }")
+    build = ["clang", "-target", target, "-c", "one.c", "-o", "one.o"]
+    subprocess.run(build, cwd=tmp_path, check=True)
+    assert is_bpf_object(tmp_path / "one.o")
+    subprocess.run(["clang", "-c", "one.c", "-o", "one.o"], cwd=tmp_path, check=True)
+    assert not is_bpf_object(tmp_path / "one.o")
+
+
+@pytest.mark.parametrize(
+    ("order", "asked", "found"),
+    [
+        ("little", None, "/project/bpf/build/hook.bpf.o"),
+        ("big", None, "/project/bpf/build/hook.bpfeb.o"),
+        ("little", "build/x.bpf{endian}.o", "build/x.bpfel.o"),
+        ("big", "build/x.bpf{endian}.o", "build/x.bpfeb.o"),
+        ("big", "build/x.o", "build/x.o"),
+    ],
+)
+def test_the_object_under_test_follows_the_byte_order(monkeypatch, order, asked, found):
+    monkeypatch.setattr(sys, "byteorder", order)
+    config: Any = SimpleNamespace(getoption=lambda *_: asked, rootpath=Path("/project"))
+    assert object_under_test(config) == Path(found)

@@ -9,7 +9,10 @@ import pytest
 
 from tests.mutants.build import ROOT, SOURCE, MutantError, mutate
 from tests.mutants.mutant import Mutant
-from tests.mutants.table import MUTANTS
+from tests.mutants.table import BYTE_ORDER
+from tests.mutants.table import MUTANTS as ORDINARY
+
+MUTANTS = [*ORDINARY, *BYTE_ORDER]
 
 
 def test_there_are_at_least_forty():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from bpfunit.rewrite import Flow, Insn, Liveness, Patcher, RewriteError, decode, encode
@@ -37,6 +40,35 @@ def test_bytes_survive_decoding_and_encoding() -> None:
     assert encode(decode(data)) == data
     assert decode(data)[0] == Insn(0xB7, dst=1, imm=-0x7FFFFFFF)
     assert decode(data)[1] == Insn(0x65, dst=2, src=1, off=-16)
+
+
+def test_the_same_program_of_either_byte_order_decodes_to_the_same_instructions(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "one.c").write_text(
+        "extern int target[2]; unsigned long one(unsigned short *p, unsigned long n)"
+        " { for (; n; n--) if (p[n] == 0x1234) return 0x123456789abcdef0; return -n - p[1]; }"
+    )
+    found = []
+    for name, little_endian in (("bpfel", True), ("bpfeb", False)):
+        build = ["clang", "-target", name, "-mcpu=v3", "-O2", "-c", "one.c", "-o", f"{name}.o"]
+        subprocess.run(build, cwd=tmp_path, check=True)
+        cut = ["llvm-objcopy", "-O", "binary", "--only-section=.text", f"{name}.o", name]
+        subprocess.run(cut, cwd=tmp_path, check=True)
+        data = (tmp_path / name).read_bytes()
+        found.append(decode(data, little_endian=little_endian))
+        assert encode(found[-1], little_endian=little_endian) == data
+        assert decode(data, little_endian=not little_endian) != found[-1]
+    assert found[0] == found[1]
+    assert {insn.src for insn in found[0]} >= {0, 1, 2}
+    assert any(insn.is_wide and insn.imm == -0x65432110 for insn in found[0])
+
+
+def test_what_is_looked_for_among_numbers_is_what_decoding_finds() -> None:
+    insns = [Insn(i.LD_IMM64, 3, i.PSEUDO_MAP_FD, imm=7), Insn(0), Insn(CALL, imm=12), EXIT]
+    words = memoryview(encode(insns)).cast("Q")
+    looked_at = [(word & i.OPCODE_AND_SOURCE, i.immediate(word)) for word in words]
+    assert looked_at == [(i.opcode_and_source(n.code, n.src), n.imm) for n in insns]
 
 
 def test_half_an_instruction_is_refused() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from .mutant import ROOT, Mutant, Subject
+from .mutant import BIG_ENDIAN_HOOK, HOOK, ROOT, Mutant, Subject
 
 SOURCE = ROOT / "bpf"
 #: Below bpf/build, so that the tests of the project's own log messages take part.
@@ -43,12 +43,19 @@ def build_all(mutants: Sequence[Mutant], jobs: int = 2) -> dict[str, Path]:
     Raises:
         MutantError: for the first that cannot be made.
     """
-    originals = {s: _code(_build("original", SOURCE, s)) for s in {m.subject for m in mutants}}
+    subjects = {m.subject for m in mutants}
+    if BIG_ENDIAN_HOOK in subjects:
+        subjects.add(HOOK)
+    originals = {s: _code(_build("original", SOURCE, s)) for s in subjects}
     with ThreadPoolExecutor(jobs) as pool:
         paths = list(pool.map(_build_one, mutants))
     for mutant, path in zip(mutants, paths, strict=True):
         if not mutant.equivalent and _code(path) == originals[mutant.subject]:
             raise MutantError(f"make mutant {mutant.name}: the edit changes no instruction")
+        if mutant.big_endian:
+            here = _build(mutant.name, OBJECTS / "src" / mutant.name / "bpf", HOOK)
+            if _code(here) != originals[HOOK]:
+                raise MutantError(f"make mutant {mutant.name}: little-endian machines see it, too")
     return {mutant.name: path for mutant, path in zip(mutants, paths, strict=True)}
 
 
@@ -63,7 +70,7 @@ def _build_one(mutant: Mutant) -> Path:
 
 def object_of(name: str, subject: Subject) -> Path:
     """Return where a mutant's object is, or the original's."""
-    return OBJECTS / "obj" / name / f"{subject.name}.bpf.o"
+    return OBJECTS / "obj" / name / f"{subject.name}.{subject.suffix}"
 
 
 def _build(name: str, source: Path, subject: Subject) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,12 +17,14 @@ class Subject:
         tests: the directory of its tests, from the project's root.
         option: the option by which they take another object.
         left_out: tests whose verdict would differ from run to run.
+        suffix: of the object's file.
     """
 
     name: str
     tests: str
     option: str
     left_out: str = ""
+    suffix: str = "bpf.o"
 
     @property
     def suite(self) -> list[str]:
@@ -32,6 +34,7 @@ class Subject:
 
 
 HOOK = Subject("hook", "tests/hook", "--bpf-object", left_out="test_model.py")
+BIG_ENDIAN_HOOK = replace(HOOK, suffix="bpfeb.o")
 NEIGHBOURS = Subject("mesh", "tests/mesh", "--mesh-object")
 
 
@@ -48,6 +51,7 @@ class Mutant:
             object; "" for an equivalent mutant.
         after: text in front of ``old``, to tell one occurrence from another.
         equivalent: why no test can see the difference; "" for the others.
+        big_endian: whether it is a mistake on big-endian machines alone.
     """
 
     name: str
@@ -57,10 +61,13 @@ class Mutant:
     guard: str = ""
     after: str = ""
     equivalent: str = ""
+    big_endian: bool = False
 
     @property
     def subject(self) -> Subject:
         """The object that the file is a part of."""
+        if self.big_endian:
+            return BIG_ENDIAN_HOOK
         return NEIGHBOURS if self.file.startswith("mesh") else HOOK
 
 

@@ -2,6 +2,8 @@
 
     python -m tests.mutants [--kernel 6.12] [--fresh] [NAME ...]
 
+On a big-endian kernel (``--kernel 6.12/s390x``) the mutants are those that it alone shows.
+
 First the test that the table names as a mutant's guard; where that one passes, the whole suite but
 for the random comparison with the model, whose verdict would differ from run to run. Ends with 0
 when every mutant that is not declared equivalent was killed and no equivalent one was; with 1
@@ -24,10 +26,11 @@ from rich.table import Table
 
 from bpfunit.cli._guest import booted
 from bpfunit.errors import BpfunitError
+from bpfunit.kernels.catalogue import split_spec
 
 from .build import OBJECTS, MutantError, build_all, object_of
 from .mutant import ROOT, Mutant, Subject
-from .table import MUTANTS
+from .table import BYTE_ORDER, MUTANTS
 
 _RESULTS = OBJECTS / "results.json"
 
@@ -209,7 +212,9 @@ def main() -> int:
     parser.add_argument("--kernel", default="6.12", help="kernel to run on (default: 6.12)")
     parser.add_argument("--fresh", action="store_true", help="forget the results of earlier runs")
     options = parser.parse_args()
-    chosen = [m for m in MUTANTS if not options.names or m.name in options.names]
+    is_little = split_spec(options.kernel)[1].little_endian
+    table = MUTANTS if is_little else BYTE_ORDER
+    chosen = [m for m in table if not options.names or m.name in options.names]
     if unknown := set(options.names) - {m.name for m in chosen}:
         parser.error(f"no mutant {', '.join(sorted(unknown))}")
     console = Console()

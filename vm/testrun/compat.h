@@ -42,6 +42,13 @@ typedef struct bpf_prog *select_runtime_fn(struct bpf_prog *, int *);
 static_assert(__same_type(bpf_prog_select_runtime, select_runtime_fn));
 #endif
 
+/* s390 exports nothing that reads registers; arguments are in 2 to 6 there. */
+#ifdef CONFIG_S390
+#define function_argument(regs, n) ((regs)->gprs[2 + (n)])
+#else
+#define function_argument(regs, n) regs_get_kernel_argument(regs, n)
+#endif
+
 /* 6.9 moved the flag ("bpf: move sleepable flag from bpf_prog_aux to bpf_prog"). */
 static inline bool prog_is_sleepable(const struct bpf_prog *prog)
 {

@@ -88,7 +88,7 @@ static bool pin_module(void)
  */
 static int equip_program(struct kprobe *probe, struct pt_regs *regs)
 {
-	struct bpf_prog *prog = (void *)regs_get_kernel_argument(regs, SELECT_RUNTIME_PROG_ARG);
+	struct bpf_prog *prog = (void *)function_argument(regs, SELECT_RUNTIME_PROG_ARG);
 
 	if (prog->type >= ARRAY_SIZE(equipment) || !equipment[prog->type].test_run)
 		return 0;

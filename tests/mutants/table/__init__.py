@@ -5,13 +5,14 @@ A mutant names the test that guards its line. One whose effect nobody can see sa
 
 from __future__ import annotations
 
+from .byteorder import BYTE_ORDER
 from .control import ADDRESSES, MANAGEMENT
 from .memory import LOGGING, MEMORY
 from .neighbours import CONNECTIONS, MESSAGES
 from .programs import PROGRAM_BODIES
 from .traffic import TRAFFIC
 
-__all__ = ["MUTANTS"]
+__all__ = ["BYTE_ORDER", "MUTANTS"]
 
 MUTANTS = [
     *ADDRESSES,
