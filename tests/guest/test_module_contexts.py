@@ -138,17 +138,6 @@ def test_unix_attach_types_are_refused(family: int) -> None:
         assert refused.value.errno == 95  # EOPNOTSUPP
 
 
-def test_program_with_storage_of_its_cgroup_is_refused() -> None:
-    """It has a value for each cgroup it is attached to, and a test run is attached to none."""
-    storage = bpf.map_create("storage", uapi.MapType.CGROUP_STORAGE, 16, 4, 0)
-    with rawrun.Descriptor(storage):
-        get_local_storage = [*rawrun.load_map(1, storage), asm.mov_imm(2, 0), rawrun.call(81)]
-        with RawProgram(get_local_storage + rawrun.ALLOW) as program:
-            with pytest.raises(SyscallError) as refused:
-                program.run(program.craft(dst="10.0.0.1:80"))
-            assert refused.value.errno == 95
-
-
 @pytest.mark.parametrize(
     ("number", "name"),
     [(6, "XDP"), (8, "CGROUP_SKB")],

@@ -22,7 +22,10 @@ from bpfunit.rewrite import insn as asm
 from bpfunit.rewrite.insn import Insn
 
 from . import rawrun, rawtcp
+from . import test_module_reuseport as reuseport
 from . import test_module_sk_skb as sk_skb
+from . import test_module_sock as sock_type
+from . import test_module_sysctl as sysctl
 from . import test_module_tracing as tracing
 from .rawrun import Descriptor, TypedProgram
 from .rawtcp import SockMap, tcp_pair
@@ -143,6 +146,126 @@ def test_sk_skb_under_hostile_hands(healthy: None) -> None:
     print(counted)
     assert counted["ran"] + counted["28"] > REQUESTS // 10  # ENOSPC comes after the run
     assert set(counted) > {"ran", "22", "28", "97"}
+
+
+def wrong_and_right(stack: ExitStack) -> list[int]:
+    """Descriptors of sockets in every state, and of much that is none."""
+    socks: list[socket.socket] = []
+    for family in (socket.AF_INET, socket.AF_INET6):
+        socks += stack.enter_context(tcp_pair(family))
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+            socks.append(stack.enter_context(socket.socket(family, kind)))
+            socks += stack.enter_context(reuseport.group(family, kind, 2))
+    wrong = stack.enter_context(rawtcp.no_tcp_connections())
+    return [one.fileno() for one in socks] * 4 + [fd for fd, _ in wrong.values()]
+
+
+def test_sock_under_hostile_hands(healthy: None) -> None:
+    with ExitStack() as stack:
+        fds = wrong_and_right(stack)
+        bodies = [rawrun.ALLOW, sock_type.returning(0)]
+        programs = [
+            stack.enter_context(sock_type.load(body, hook))
+            for hook in sock_type.HOOKS
+            for body in bodies
+        ]
+        marks = [*sock_type.set_word(sock_type.MARK, 3), *sock_type.set_word(sock_type.PRIORITY, 1)]
+        programs += [
+            stack.enter_context(sock_type.load([*marks, *rawrun.ALLOW], hook))
+            for hook in (sock_type.CREATE, sock_type.RELEASE)
+        ]
+
+        def make(chance: random.Random) -> tuple[TypedProgram, bytes | None, bytes | None]:
+            data = mutated(chance, rawtcp.head(chance.choice(fds) & 0xFFFFFFFF))
+            if chance.random() < 0.05:
+                data += bytes(chance.choice((1, 64)))
+            return chance.choice(programs), None, data
+
+        counted = requests_of("sock", make)
+    print(counted)
+    assert counted["ran"] > REQUESTS // 10
+    assert set(counted) >= {"ran", "9", "22", "97", "99", "106"}
+
+
+def test_sysctl_under_hostile_hands(healthy: None) -> None:
+    names = ("a/b", "kernel/domainname", "/", "a//b", "a/" * 16 + "b", "a/" + "b" * 254, "", "a/..")
+    with ExitStack() as stack:
+        cells = stack.enter_context(sysctl.cells_of(8192))
+        programs = [
+            stack.enter_context(sysctl.Program([*sysctl.look(cells, room), *body, *sysctl.ALLOW]))
+            for room in (1, 5, 64)
+            for body in (
+                [],
+                sysctl.set_new(cells, 1),
+                sysctl.set_new(cells, 4095),
+                sysctl.set_new(cells, 4096),
+                sysctl.set_position(-1),
+            )
+        ]
+
+        def make(chance: random.Random) -> tuple[TypedProgram, bytes | None, bytes | None]:
+            sizes = (0, 1, 63, 4095, 4096, 4096, 4097)
+            current, new = (chance.randbytes(chance.choice(sizes)) for _ in range(2))
+            name = chance.choice(names[:2]) if chance.random() < 0.7 else chance.choice(names)
+            given = new if chance.random() < 0.7 else None
+            data = sysctl.request(name, current, given, chance.choice((0, 1, 1 << 40)))
+            data = mutated(chance, data[:40]) + data[40:]
+            if chance.random() < 0.05:
+                data = data[: chance.randrange(len(data))]
+            return chance.choice(programs), None, data
+
+        counted = requests_of("sysctl", make)
+    print(counted)
+    assert counted["ran"] + counted["28"] > REQUESTS // 10
+    assert set(counted) >= {"ran", "7", "22", "28"}
+
+
+def test_sk_reuseport_under_hostile_hands(healthy: None) -> None:
+    with ExitStack() as stack:
+        fds = wrong_and_right(stack)
+        udp = stack.enter_context(reuseport.group())
+        six = stack.enter_context(reuseport.group(socket.AF_INET6))
+        listening = stack.enter_context(reuseport.group(kind=socket.SOCK_STREAM))
+        good = [
+            (udp[0], reuseport.packet(("10.0.0.9", 5), reuseport.where(udp[0]), b"1234")),
+            (six[0], reuseport.packet(("::9", 5), reuseport.where(six[0]), bytes(100))),
+            (
+                listening[0],
+                reuseport.packet(
+                    ("10.0.0.9", 5), reuseport.where(listening[0]), kind=socket.SOCK_STREAM
+                ),
+            ),
+        ]
+        cells = stack.enter_context(rawrun.Cells())
+        socks = stack.enter_context(reuseport.Socks())
+        socks.put(0, udp[1])
+        socks.put(1, listening[1])
+        look = [reuseport.look(cells, transport) for transport in (20, 40)]
+        programs = [
+            stack.enter_context(reuseport.Program([*before, *after]))
+            for before in ([], *look)
+            for after in (
+                reuseport.PASS,
+                reuseport.select(socks),
+                reuseport.select(socks, payload_at=8),
+                reuseport.select(socks, payload_at=65535),
+            )
+        ]
+
+        def make(chance: random.Random) -> tuple[TypedProgram, bytes | None, bytes | None]:
+            sock, packet = chance.choice(good)
+            fd = sock.fileno() if chance.random() < 0.7 else chance.choice(fds)
+            header = reuseport.request(packet, hash=chance.choice(WORDS), sock=fd & 0xFFFFFFFF)[:32]
+            if chance.random() < 0.3:
+                body = bytearray(packet)
+                body[chance.randrange(len(body))] = chance.randrange(256)
+                packet = bytes(body[: chance.randrange(len(body) + 1)])
+            return chance.choice(programs), None, mutated(chance, header) + packet
+
+        counted = requests_of("sk_reuseport", make)
+    print(counted)
+    assert counted["ran"] > REQUESTS // 10
+    assert set(counted) >= {"ran", "22", "28", "91", "97", "99", "107"}
 
 
 def stacks(flags: int) -> list[Insn]:

@@ -193,6 +193,34 @@ struct bpfunit_sysctl_result {
 	__s64 position; /* as the program left it */
 };
 
+/* ---- sk_reuseport: the payload is a packet from its IP header on, or nothing ---- */
+
+#define BPFUNIT_SK_REUSEPORT_MIGRATE (1 << 0) /* migrating is a descriptor */
+
+#define BPFUNIT_SK_REUSEPORT_MAX 4096 /* bytes of the packet */
+
+struct bpfunit_sk_reuseport {
+	struct bpfunit_head head; /* sock is one of the group */
+	__u32 transport; /* bytes of the packet in front of its TCP or UDP header */
+	__u32 hash; /* of the packet's addresses and ports */
+	__u32 migrating; /* the connection whose listener goes away */
+	__u32 reserved;
+};
+
+enum bpfunit_sk_reuseport_verdict {
+	BPFUNIT_SK_REUSEPORT_DROP,
+	BPFUNIT_SK_REUSEPORT_HASH, /* the program chose none: the kernel takes one by the hash */
+	BPFUNIT_SK_REUSEPORT_SELECT,
+};
+
+/* In data_out. */
+struct bpfunit_sk_reuseport_result {
+	__s32 err; /* -ECONNREFUSED for a drop */
+	__u32 verdict; /* enum bpfunit_sk_reuseport_verdict */
+	__u64 target_cookie; /* SO_COOKIE of the socket, 0 while nobody has asked for it */
+	__u64 target_inode; /* st_ino of its descriptor */
+};
+
 /* ---- kprobe and tracepoint: the context is ctx_in, and this may be left out ---- */
 
 struct bpfunit_tracing {

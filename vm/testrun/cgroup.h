@@ -4,16 +4,21 @@
 #define BPFUNIT_TESTRUN_CGROUP_H
 
 #include <linux/bpf.h>
+#include <linux/bpf-cgroup.h>
 
 /*
- * Since 5.18 a context that bpf_get_retval() and bpf_set_retval() work on, before that
- * nothing.
+ * Since 5.18 a context that bpf_get_retval() and bpf_set_retval() work on, and by which
+ * bpf_get_local_storage() finds the values of the cgroup; before that nothing.
  */
 struct cgroup_run {
 #ifdef HAVE_CG_RUN_RETVAL
 	struct bpf_cg_run_ctx cg;
 	struct bpf_prog_array_item item;
 	struct bpf_run_ctx *outer;
+	struct bpf_cgroup_storage storage[MAX_BPF_CGROUP_STORAGE_TYPE];
+	/* values of our own, for maps that have none */
+	struct bpf_storage_buffer *shared;
+	void __percpu *percpu;
 #endif
 };
 
@@ -35,9 +40,10 @@ static inline int cgroup_retval(const struct cgroup_run *run)
 #endif
 }
 
+int cgroup_begin(struct cgroup_run *run, const struct bpf_prog *prog);
+void cgroup_end(struct cgroup_run *run);
 void cgroup_enter(struct cgroup_run *run, struct bpf_prog *prog);
 void cgroup_leave(struct cgroup_run *run);
 int cgroup_errno(const struct cgroup_run *run, bool allowed);
-bool cgroup_needs_storage(const struct bpf_prog *prog);
 
 #endif

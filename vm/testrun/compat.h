@@ -104,4 +104,24 @@ static inline bool sockopt_retval(const struct bpf_sockopt_kern *kern, s32 *retv
 #endif
 }
 
+/*
+ * 5.14: the connection that an sk_reuseport program is asked about when its listener goes
+ * away, by a program that was loaded for that.
+ */
+static inline bool prog_migrates(const struct bpf_prog *prog)
+{
+#ifdef HAVE_MIGRATING_SK
+	return prog->expected_attach_type == BPF_SK_REUSEPORT_SELECT_OR_MIGRATE;
+#else
+	return false;
+#endif
+}
+
+static inline void set_migrating_sk(struct sk_reuseport_kern *kern, struct sock *sk)
+{
+#ifdef HAVE_MIGRATING_SK
+	kern->migrating_sk = sk;
+#endif
+}
+
 #endif

@@ -30,6 +30,7 @@ static const struct bpf_prog_ops equipment[] = {
 #ifdef CONFIG_SYSCTL
 	[BPF_PROG_TYPE_CGROUP_SYSCTL] = {.test_run = cgroup_sysctl_test_run},
 #endif
+	[BPF_PROG_TYPE_SK_REUSEPORT] = {.test_run = sk_reuseport_test_run},
 	[BPF_PROG_TYPE_SOCK_OPS] = {.test_run = sock_ops_test_run},
 #ifdef CONFIG_NET_SOCK_MSG
 	[BPF_PROG_TYPE_SK_MSG] = {.test_run = sk_msg_test_run},

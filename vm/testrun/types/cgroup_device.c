@@ -64,12 +64,11 @@ int cgroup_device_test_run(struct bpf_prog *prog, const union bpf_attr *kattr,
 	err = err ?: request_read_ctx(&request, &run.ctx, sizeof(run.ctx));
 	if (err)
 		return err;
-	if (cgroup_needs_storage(prog))
-		return -EOPNOTSUPP;
 	if (!can_be_asked(&run.ctx))
 		return -EINVAL;
 
-	err = loop_run(&run.loop, &loop_ops, &run);
+	err = cgroup_begin(&run.cgroup, prog) ?: loop_run(&run.loop, &loop_ops, &run);
+	cgroup_end(&run.cgroup);
 	if (err)
 		return err;
 	run.result.err = cgroup_errno(&run.cgroup, run.retval);

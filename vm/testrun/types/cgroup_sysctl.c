@@ -174,14 +174,13 @@ int cgroup_sysctl_test_run(struct bpf_prog *prog, const union bpf_attr *kattr,
 	int err;
 
 	err = request_check(&request) ?: request_refuse_ctx(&request);
-	if (!err && cgroup_needs_storage(prog))
-		err = -EOPNOTSUPP;
 	err = err
 		      ?: request_read_data(&request, &run.in, sizeof(run.in), &run.payload,
 					   BPFUNIT_SYSCTL_NAME_MAX + 2 * BPFUNIT_SYSCTL_VALUE_MAX);
 	if (err)
 		return err;
-	err = run_request(&run, &request);
+	err = cgroup_begin(&run.cgroup, prog) ?: run_request(&run, &request);
+	cgroup_end(&run.cgroup);
 	kvfree(run.payload.bytes);
 	return err;
 }

@@ -321,10 +321,12 @@ int sock_addr_test_run(struct bpf_prog *prog, const union bpf_attr *kattr,
 	if (err)
 		return err;
 	if (prog->expected_attach_type >= ARRAY_SIZE(hooks) ||
-	    !hooks[prog->expected_attach_type].call || cgroup_needs_storage(prog))
+	    !hooks[prog->expected_attach_type].call)
 		return -EOPNOTSUPP;
 	run.hook = &hooks[prog->expected_attach_type];
 
-	err = parse_address(&run) ?: run_on_socket(&run);
+	err = parse_address(&run) ?: cgroup_begin(&run.cgroup, prog);
+	err = err ?: run_on_socket(&run);
+	cgroup_end(&run.cgroup);
 	return err ?: answer(&request, &run);
 }

@@ -315,7 +315,8 @@ int sock_ops_test_run(struct bpf_prog *prog, const union bpf_attr *kattr,
 					   BPFUNIT_SOCK_OPS_MAX);
 	if (err)
 		return err;
-	err = cgroup_needs_storage(prog) ? -EOPNOTSUPP : run_request(&run, &request);
+	err = cgroup_begin(&run.cgroup, prog) ?: run_request(&run, &request);
+	cgroup_end(&run.cgroup);
 	kvfree(run.payload.bytes);
 	return err;
 }

@@ -17,6 +17,7 @@ test_run_fn cgroup_sysctl_test_run; /* with CONFIG_SYSCTL */
 test_run_fn sk_msg_test_run; /* with CONFIG_NET_SOCK_MSG */
 test_run_fn sk_skb_test_run; /* the same */
 test_run_fn sock_ops_test_run;
+test_run_fn sk_reuseport_test_run;
 test_run_fn kprobe_test_run; /* with CONFIG_BPF_EVENTS */
 test_run_fn tracepoint_test_run; /* the same */
 test_run_fn cgroup_skb_test_run;
