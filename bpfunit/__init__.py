@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from bpfunit._sys.sockets import tcp_pair
+from bpfunit._sys.sockets import reuseport_group, tcp_pair
 from bpfunit.engines import NotApplicableError
 from bpfunit.errors import BpfunitError, FieldError, FieldValueError, NotFoundError, SyscallError
 from bpfunit.objects.logs import LogLine
@@ -77,6 +77,7 @@ __all__ = [
     "load_types",
     "port",
     "replay",
+    "reuseport_group",
     "tcp_pair",
 ]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -102,6 +102,38 @@ def recvmsg(fd: int, flags: int) -> tuple[int, bytes]:
 def protocol(sock: socket.socket) -> int:
     """Return the protocol that a socket has, also where it was made with 0 for the default."""
     return sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL)
+
+
+@contextmanager
+def reuseport_group(
+    count: int = 2,
+    *,
+    family: int = socket.AF_INET,
+    type: int = socket.SOCK_DGRAM,
+    address: tuple[str, int] | None = None,
+) -> Iterator[list[socket.socket]]:
+    """Give sockets that are bound to one address and port, for the time of the block.
+
+    Args:
+        count: how many.
+        family: AF_INET or AF_INET6.
+        type: SOCK_DGRAM, or SOCK_STREAM for listeners.
+        address: what they are bound to; by default loopback and a port that the kernel chooses.
+
+    Yields:
+        The sockets, in the order in which they came to the group.
+    """
+    host, port = address or ("::1" if family == socket.AF_INET6 else "127.0.0.1", 0)
+    with ExitStack() as stack:
+        made: list[socket.socket] = []
+        for _ in range(count):
+            sock = stack.enter_context(socket.socket(family, type))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            sock.bind((host, made[0].getsockname()[1] if made else port))
+            if type == socket.SOCK_STREAM:
+                sock.listen()
+            made.append(sock)
+        yield made
 
 
 @contextmanager

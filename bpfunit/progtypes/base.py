@@ -270,11 +270,7 @@ class ProgramType:
 # covered and traced like those of the others, though nothing can be crafted for them.
 _OTHER_SECTIONS = (
     *(f"cgroup/{call}_unix" for call in ("connect", "sendmsg", "recvmsg", "getpeername")),
-    *("cgroup/getsockname_unix", "netkit/primary", "netkit/peer"),
-    *("cgroup/sysctl", "cgroup/dev", "cgroup/sock", "cgroup/sock_create", "cgroup/sock_release"),
-    *("cgroup/post_bind4", "cgroup/post_bind6", "cgroup/getsockopt", "cgroup/setsockopt"),
-    *("sockops", "sk_msg", "sk_skb/stream_parser", "sk_skb/stream_verdict", "sk_skb/verdict"),
-    *("sk_skb", "sk_reuseport", "sk_reuseport/migrate", "perf_event"),
+    *("cgroup/getsockname_unix", "netkit/primary", "netkit/peer", "perf_event"),
 )
 
 _types: dict[int, ProgramType] = {}

@@ -230,8 +230,8 @@ class SockType(HeadedType):
         errno.EADDRNOTAVAIL: "the socket is not bound; pass an address instead, or bind it first",
         errno.EISCONN: "the socket is connected or listens; the hook sees it before that",
         errno.EINVAL: "the socket is bound already; the hook sees it before that",
-        errno.EOPNOTSUPP: "the program has cgroup storage, or the socket's protocol binds on its"
-        " own, so that no such program is asked",
+        errno.EOPNOTSUPP: "the program has cgroup storage (before 5.18), or the socket's protocol"
+        " binds on its own, so that no such program is asked",
         errno.EAFNOSUPPORT: "the socket is of another family than the hook's",
         errno.ENOTCONN: "the socket is no full one; take a fresh one",
     }

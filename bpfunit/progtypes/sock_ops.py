@@ -378,7 +378,7 @@ class SockOpsType(HeadedType):
         errno.EAFNOSUPPORT: "the socket is not TCP; take one of bpfunit.tcp_pair()",
         errno.EINVAL: "skb is no whole TCP header, its options have less room than option_room, or"
         " the first argument does not go with it (1 without a packet, else 0 or 2)",
-        errno.EOPNOTSUPP: "the program uses cgroup storage, which the module does not give",
+        errno.EOPNOTSUPP: "the program uses cgroup storage, which test runs have from 5.18 on",
     }
     program_class = SockOpsProgram
     example = '"active_established"'

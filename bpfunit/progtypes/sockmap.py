@@ -119,7 +119,7 @@ class RedirectResult(PacketResult):
 
     def _cookie(self) -> int | None:
         """The target's cookie; one that nobody had asked for is that of a descriptor of ours."""
-        return self._answer.cookie or _cookie_of(self._answer.inode)
+        return self._answer.cookie or cookie_of_inode(self._answer.inode)
 
 
 class RedirectRun(BulkRun):
@@ -141,7 +141,8 @@ class RedirectRun(BulkRun):
         return self.form.verdicts[self.form.read(answer).verdict] if answer else ""
 
 
-def _cookie_of(inode: int) -> int | None:
+def cookie_of_inode(inode: int) -> int | None:
+    """Return SO_COOKIE of a socket that this process has a descriptor of, None of any other."""
     for entry in Path("/proc/self/fd").iterdir():
         try:
             if str(entry.readlink()) != f"socket:[{inode}]":

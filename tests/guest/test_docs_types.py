@@ -20,7 +20,7 @@ from ..objects import compiled
 pytestmark = pytest.mark.guest
 
 HOWTO = Path(__file__).parents[2] / "docs/howto"
-PAGES = ["cgroup-device", "cgroup-sock", "cgroup-sockopt", "cgroup-sysctl"]
+PAGES = ["cgroup-device", "cgroup-sock", "cgroup-sockopt", "cgroup-sysctl", "sk-reuseport"]
 
 
 @pytest.mark.parametrize("page", PAGES)
