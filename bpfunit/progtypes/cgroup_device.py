@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import mmap
 import os
 import re
 import stat
@@ -23,11 +22,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from bpfunit._sys import bpf, uapi
 from bpfunit._sys.cgroup import Cgroup
-from bpfunit._sys.uapi import AttachType, MapType, ProgType
+from bpfunit._sys.uapi import AttachType, ProgType
 from bpfunit.engines import NotApplicableError
-from bpfunit.errors import SyscallError
 from bpfunit.progtypes.base import (
     ContextError,
     LiveCalls,
@@ -37,6 +34,7 @@ from bpfunit.progtypes.base import (
     Request,
     register,
 )
+from bpfunit.progtypes.behind import BODY, Behind
 from bpfunit.rewrite import insn as asm
 from bpfunit.runs.program import Program
 from bpfunit.runs.result import Result
@@ -161,29 +159,7 @@ class DeviceType(ProgramType):
         return DeviceCalls(cgroup)
 
 
-# The observer's record: the thread to watch, how often it came by, what the hook would return so
-# far (5.18), and the context.
-_RECORD = struct.Struct("=QIi3I")
-_SEEN, _RETVAL, _CTX = 8, 12, 16
-_CURRENT_PID_TGID, _KTIME_GET_NS, _GET_RETVAL = 14, 5, 186  # enum bpf_func_id
-
-
-def _observer(map_fd: int, *, with_thread: bool, with_retval: bool) -> bytes:
-    def call(helper: int) -> asm.Insn:
-        return asm.Insn(asm.JMP | asm.CALL, imm=helper)
-
-    body = [call(_GET_RETVAL), asm.store(4, 7, _RETVAL, 0)] if with_retval else []
-    for offset in (0, 4, 8):
-        body += [asm.load(4, 1, 6, offset), asm.store(4, 7, _CTX + offset, 1)]
-    body += [asm.load(4, 1, 7, _SEEN), asm.alu_imm(asm.ADD, 1, 1), asm.store(4, 7, _SEEN, 1)]
-    # without bpf_get_retval() the call itself has to show whether the program let it pass
-    body += [asm.mov_imm(0, 0 if with_retval else 1), asm.exit_()]
-    head = [asm.mov_reg(6, 1), *([call(_CURRENT_PID_TGID)] if with_thread else [])]
-    head += [*asm.load_map_value(7, map_fd, 0), asm.load(8, 1, 7, 0)]
-    not_ours = asm.Insn(asm.JMP | asm.JNE | asm.SRC_REG, 0, 1, len(body))
-    if not with_thread:  # 5.10 does not tell the type who asks: then whoever does while we ask
-        not_ours = asm.branch_imm(asm.JEQ, 1, 0, len(body))
-    return asm.encode([*head, not_ours, *body, asm.mov_imm(0, 1), asm.exit_()])
+_WORDS = struct.Struct("=3I")  # the context, as the observer copies it
 
 
 class DeviceCalls:
@@ -196,21 +172,10 @@ class DeviceCalls:
     def __init__(self, cgroup: Cgroup) -> None:
         self._cgroup = cgroup
         self._lock = threading.RLock()  # one record for all threads
-        self._map = bpf.map_create(
-            "bpfunit_seen", MapType.ARRAY, 4, _RECORD.size, 1, uapi.BPF_F_MMAPABLE
-        )
-        self._memory = mmap.mmap(self._map, mmap.PAGESIZE)
-        self._fd, self._with_retval = self._load()
-
-    def _load(self) -> tuple[int, bool]:
-        for with_thread, with_retval in ((True, True), (True, False), (False, False)):
-            code = _observer(self._map, with_thread=with_thread, with_retval=with_retval)
-            fd, log = bpf.prog_load(
-                "bpfunit_behind", ProgType.CGROUP_DEVICE, AttachType.CGROUP_DEVICE, code
-            )
-            if fd >= 0:
-                return fd, with_retval
-        raise SyscallError("load the observer of cgroup_device", -fd, log)
+        body: list[asm.Insn] = []
+        for offset in range(0, _WORDS.size, 4):
+            body += [asm.load(4, 1, 6, offset), asm.store(4, 7, BODY + offset, 1)]
+        self._behind = Behind(ProgType.CGROUP_DEVICE, AttachType.CGROUP_DEVICE, _WORDS.size, body)
 
     @contextlib.contextmanager
     def attached(self, program: ProgramRef) -> Iterator[Callable[[Request], RawOutcome]]:
@@ -221,7 +186,7 @@ class DeviceCalls:
             def run(request: Request) -> RawOutcome:
                 context, call = self._call_for(program, request, node)
                 with self._node_for(context, node):
-                    fds = (program.fd, self._fd)
+                    fds = (program.fd, self._behind.fd)
                     with self._cgroup.attached(AttachType.CGROUP_DEVICE, *fds):
                         for _ in range(max(request.repeat, 1)):
                             outcome = self._seen(program, context, call)
@@ -266,37 +231,25 @@ class DeviceCalls:
     def _seen(
         self, program: ProgramRef, context: DeviceContext, call: Callable[[], int]
     ) -> RawOutcome:
-        me = os.getpid() << 32 | threading.get_native_id()
-        self._memory[: _RECORD.size] = _RECORD.pack(me, 0, 0, 0, 0, 0)
-        try:
-            failure = call()
-            _, seen, hook, *words = _RECORD.unpack(self._memory[: _RECORD.size])
-        finally:
-            self._memory[: _RECORD.size] = bytes(_RECORD.size)
-        if not seen:
+        sight = self._behind.watch(call)
+        if not sight.seen:
             raise NotApplicableError(
                 f"run {program.name} on the engine live: the call ends with"
-                f" {errno.errorcode.get(failure, failure)} and asks no program about {context!r}"
+                f" {errno.errorcode.get(sight.failure, sight.failure)} and asks no program about"
+                f" {context!r}"
             )
-        saw = DeviceContext(*words)
+        saw = DeviceContext(*_WORDS.unpack(sight.record))
         if saw != context:
             raise NotApplicableError(
                 f"run {program.name} on the engine live: the hook sees {saw!r}, crafted was"
                 f" {context!r}"
             )
-        error = -hook if self._with_retval else failure if failure == errno.EPERM else 0
-        if error not in (0, errno.EPERM):
-            raise NotApplicableError(
-                f"run {program.name} on the engine live: the program set the errno"
-                f" {errno.errorcode.get(error, error)}, and nothing shows what it returned"
-            )
+        error = self._behind.error(program, sight)
         return RawOutcome(0 if error else 1, bytes(saw), None, b"", error)
 
     def close(self) -> None:
         """Unload the observer."""
-        self._memory.close()
-        os.close(self._fd)
-        os.close(self._map)
+        self._behind.close()
 
 
 def _errno_of(call: Callable[..., Any], *args: Any) -> int:

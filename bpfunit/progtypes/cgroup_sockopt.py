@@ -1,21 +1,39 @@
-"""``cgroup_sockopt`` programs: the options of sockets (Linux 5.3), run by the module.
+"""``cgroup_sockopt`` programs: the options of sockets (Linux 5.3).
 
 One of ``cgroup/setsockopt`` sees what a caller asks for before the kernel does, and may change it,
 deny it or answer itself. One of ``cgroup/getsockopt`` sees what the kernel has answered.
+
+The test run is the module's. By real calls (from Linux 5.18 on) an option of the socket is set or
+asked for; an observer behind the program sees what it left and ends the call with EPERM, so that
+nothing is set.
 """
 
 from __future__ import annotations
 
 import errno
+import os
+import re
 import socket
 import struct
-from collections.abc import Mapping
-from contextlib import ExitStack
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, cast
 
+from bpfunit._sys.cgroup import Cgroup
 from bpfunit._sys.uapi import AttachType, ProgType
-from bpfunit.progtypes.base import ContextError, ProgramRef, RawOutcome, Request, register
+from bpfunit.engines import NotApplicableError
+from bpfunit.progtypes.base import (
+    ContextError,
+    LiveCalls,
+    ProgramRef,
+    RawOutcome,
+    Request,
+    register,
+)
+from bpfunit.progtypes.behind import BODY, Behind, Sight
 from bpfunit.progtypes.headed import VERSION, HeadedType
+from bpfunit.rewrite import insn as asm
 from bpfunit.runs.bulk import BulkRun
 from bpfunit.runs.program import Program
 from bpfunit.runs.result import Result
@@ -226,6 +244,8 @@ class SockoptProgram(Program):
                 longer than the room for it, or a call that the program was not loaded for.
             SyscallError: the module refused the run: EBADF or ENOTSOCK for a descriptor that is no
                 socket, EOPNOTSUPP for TCP_ZEROCOPY_RECEIVE; 524 (ENOTSUPP) without the module.
+            NotApplicableError: no real call shows this to the program: the kernel answers
+                something else, or the value is longer than an observer sees.
         """
         self.check_open()
         with ExitStack() as stack:
@@ -325,12 +345,164 @@ class SockoptType(HeadedType):
     verdicts: Mapping[int, str] = {0: "deny", 1: "allow"}
     headers = (_HEADER.size, _RESULT.size)
     hints: Mapping[int, str] = {
-        errno.EOPNOTSUPP: "the program has cgroup storage, or the option is TCP_ZEROCOPY_RECEIVE,"
-        " which comes to the program by another way, or not at all",
+        errno.EOPNOTSUPP: "the program has cgroup storage (before 5.18), or the option is"
+        " TCP_ZEROCOPY_RECEIVE, which comes to the program by another way, or not at all",
         errno.ENOTCONN: "the socket is closed or not a full one; take a fresh one",
     }
     program_class = SockoptProgram
     example = '"setsockopt", "SOL_SOCKET", "SO_PRIORITY", 3'
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        # before bpf_get_retval() nothing shows what a program decided without setting the option
+        release = re.findall(r"\d+", os.uname().release)
+        self.live = tuple(int(part) for part in release[:2]) >= (5, 18)
+
+    def call_leaves_traces(self, attach_type: int) -> bool:
+        """Nothing is set: the observer ends the call before the kernel does."""
+        return False
+
+    def make_live_calls(self, cgroup: Cgroup) -> LiveCalls | None:
+        """Return setsockopt(2) and getsockopt(2) on the run's socket, before 5.18 None."""
+        return SockoptCalls(cgroup) if self.live else None
+
+
+# What the observer copies: level, optname, optlen, bytes to optval_end, and the first of these.
+_SIGHT = struct.Struct("=iiii")
+_SEEN_MAX = 256
+_FIELDS = {24: 0, 28: 4, 32: 8}  # offsets in struct bpf_sockopt, and in the sight
+_TCP_ZEROCOPY_RECEIVE = 35
+
+
+def _look() -> list[asm.Insn]:
+    """Copy what there is to see of the context (r6) to the record (r7)."""
+    code: list[asm.Insn] = []
+    for offset, to in _FIELDS.items():
+        code += [asm.load(4, 1, 6, offset), asm.store(4, 7, BODY + to, 1)]
+    code += [asm.load(8, 2, 6, 8), asm.load(8, 3, 6, 16), asm.mov_reg(4, 3)]
+    code += [asm.Insn(asm.ALU64 | 0x10 | asm.SRC_REG, 4, 2), asm.store(4, 7, BODY + 12, 4)]
+    each = 5
+    for n in range(_SEEN_MAX):
+        past = asm.Insn(asm.JMP | asm.JGT | asm.SRC_REG, 4, 3, (_SEEN_MAX - n) * each - 3)
+        code += [asm.mov_reg(4, 2), asm.alu_imm(asm.ADD, 4, n + 1), past]
+        code += [asm.load(1, 5, 2, n), asm.store(1, 7, BODY + _SIGHT.size + n, 5)]
+    return code
+
+
+class _Case(NamedTuple):
+    """What a request asks for."""
+
+    sock: socket.socket
+    level: int
+    optname: int
+    room: int
+    failure: int  # 0 or a negative errno
+    value: bytes
+
+
+class SockoptCalls:
+    """Calls of setsockopt(2) and getsockopt(2), with the programs that observe them.
+
+    Args:
+        cgroup: the one that the process, and so its sockets, are in.
+    """
+
+    def __init__(self, cgroup: Cgroup) -> None:
+        self._cgroup = cgroup
+        self._lock = threading.RLock()  # one record for all threads
+        size = _SIGHT.size + _SEEN_MAX
+        self._behind = {
+            int(attach_type): Behind(ProgType.CGROUP_SOCKOPT, attach_type, size, _look())
+            for attach_type in _CALLS.values()
+        }
+
+    @contextmanager
+    def attached(self, program: ProgramRef) -> Iterator[Callable[[Request], RawOutcome]]:
+        """Keep a program attached within the block; yield what makes one call."""
+        refuse = f"run {program.name} on the engine live"
+        behind = self._behind.get(program.attach_type)
+        if behind is None:
+            raise NotApplicableError(f"{refuse}: nobody knows what it was loaded for")
+
+        def run(request: Request) -> RawOutcome:
+            case = _case(refuse, request)
+            get = program.attach_type == AttachType.CGROUP_GETSOCKOPT
+            if get:
+                _check_answer(refuse, case)
+            with self._cgroup.attached(program.attach_type, program.fd, behind.fd):
+                for _ in range(max(request.repeat, 1)):
+                    sight = behind.watch(lambda: _call(case, get=get))
+            if not sight.seen:
+                failure = errno.errorcode.get(sight.failure, str(sight.failure))
+                raise NotApplicableError(
+                    f"{refuse}: the call ends with {failure} and asks no program; the socket may be"
+                    " older than the engine"
+                )
+            return _outcome(refuse, case, sight, get=get)
+
+        with self._lock:
+            yield run
+
+    def close(self) -> None:
+        """Unload the observers."""
+        for behind in self._behind.values():
+            behind.close()
+
+
+def _case(refuse: str, request: Request) -> _Case:
+    if request.ctx is not None or request.flags or request.data is None or request.sock is None:
+        raise NotApplicableError(f"{refuse}: a real call comes with a socket and an option")
+    *_, level, optname, room, failure = _HEADER.unpack_from(request.data)
+    case = _Case(request.sock, level, optname, room, failure, request.data[_HEADER.size :])
+    if max(room, len(case.value)) > _SEEN_MAX:
+        raise NotApplicableError(f"{refuse}: a value of more than {_SEEN_MAX} bytes is not seen")
+    return case
+
+
+def _check_answer(refuse: str, case: _Case) -> None:
+    """See that the kernel answers as it was crafted."""
+    asked = f"{refuse}: level {case.level}, optname {case.optname}"
+    if not case.room:
+        raise NotApplicableError(f"{asked}: a caller without room is not asked for")
+    if case.level == socket.IPPROTO_TCP and case.optname == _TCP_ZEROCOPY_RECEIVE:
+        raise NotApplicableError(f"{asked}: TCP_ZEROCOPY_RECEIVE comes by another way")
+    if case.failure == -errno.EPERM:
+        raise NotApplicableError(f"{asked}: EPERM of the kernel's is not told from a denial")
+    value, failure = _ask_kernel(case.sock, case.level, case.optname, case.room)
+    if (value or b"", -failure) != (case.value, case.failure):
+        found = errno.errorcode.get(failure, failure) if failure else (value or b"").hex(" ")
+        raise NotApplicableError(f"{asked}: the kernel answers {found}")
+
+
+def _call(case: _Case, *, get: bool) -> int:
+    try:
+        if get:
+            case.sock.getsockopt(case.level, case.optname, case.room)
+        else:
+            case.sock.setsockopt(case.level, case.optname, case.value)
+    except OSError as error:
+        return error.errno or 0
+    return 0
+
+
+def _outcome(refuse: str, case: _Case, sight: Sight, *, get: bool) -> RawOutcome:
+    """Return what the module would answer: the hook's end of the call by what it saw."""
+    level, optname, optlen, size = _SIGHT.unpack_from(sight.record)
+    if sight.hook not in (0, -errno.EPERM, case.failure):
+        failure = errno.errorcode.get(-sight.hook, str(-sight.hook))
+        raise NotApplicableError(
+            f"{refuse}: the program set the errno {failure}, and nothing shows what it returned"
+        )
+    denied = sight.hook == -errno.EPERM
+    err, action = sight.hook, _KEEP
+    if not err and (optlen > size or optlen < (0 if get else -1)):
+        err = -errno.EFAULT
+    elif not err and optlen:
+        action = _BYPASS if optlen < 0 else _REPLACE
+    retval = case.failure if denied else sight.hook
+    data = _RESULT.pack(err, level, optname, optlen, retval, action, size)
+    data += sight.record[_SIGHT.size :][:size]
+    return RawOutcome(0 if denied else 1, b"", None, data, -err)
 
 
 register(SockoptType(ProgType.CGROUP_SOCKOPT))

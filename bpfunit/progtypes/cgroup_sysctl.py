@@ -1,20 +1,39 @@
-"""``cgroup_sysctl`` programs: files below /proc/sys (Linux 5.2), run by the module.
+"""``cgroup_sysctl`` programs: files below /proc/sys (Linux 5.2).
 
 The program is asked before a process of its cgroup reads or writes one: it knows the name, the
 current value and the new one, which it may replace.
+
+The test run is the module's. By real calls the file is read or written by a thread in the engine's
+cgroup. An observer behind the program sees what it left and ends the call with EPERM, so that
+nothing is written; before Linux 5.18 (``bpf_get_retval``) the call goes through where the program
+allows it, and the value is put back.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import struct
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from bpfunit._sys.cgroup import Cgroup
 from bpfunit._sys.uapi import AttachType, ProgType
-from bpfunit.progtypes.base import ContextError, ProgramRef, RawOutcome, Request, register
+from bpfunit.engines import NotApplicableError
+from bpfunit.progtypes.base import (
+    ContextError,
+    LiveCalls,
+    ProgramRef,
+    RawOutcome,
+    Request,
+    register,
+)
+from bpfunit.progtypes.behind import BODY, Behind
 from bpfunit.progtypes.headed import VERSION, HeadedType
+from bpfunit.rewrite import insn as asm
 from bpfunit.runs.bulk import BulkRun
 from bpfunit.runs.program import Program
 from bpfunit.runs.result import Result
@@ -30,7 +49,7 @@ class _Answer(NamedTuple):
     """``struct bpfunit_sysctl_result``."""
 
     err: int
-    updated: int
+    updated: int  # left out by decode(): the values show it
     size: int
     reserved: int
     position: int
@@ -75,15 +94,13 @@ class SysctlResult(Result):
 
     @property
     def replaced(self) -> bool:
-        """Whether the program put a new value in place (``bpf_sysctl_set_new_value``)."""
-        return bool(self._answer.updated)
+        """Whether the program put another value in place (``bpf_sysctl_set_new_value``)."""
+        return self.new != self.new_in
 
     @property
     def new(self) -> bytes | None:
         """The new value after the run: the caller's, or the program's; None for a read."""
-        if self.new_in is None:
-            return None
-        return self.outcome.data[_RESULT.size :] if self.replaced else self.new_in
+        return None if self.new_in is None else self.outcome.data[_RESULT.size :]
 
     @property
     def file_pos(self) -> int:
@@ -112,12 +129,9 @@ class SysctlRun(BulkRun):
     __slots__ = ()
 
     @property
-    def replaced_by(self) -> bytes | None:
-        """The new value that the program put in place, None where it did not."""
-        answer = self.data
-        if not answer or not _answer(answer).updated:
-            return None
-        return answer[_RESULT.size :]
+    def new(self) -> bytes:
+        """The new value after the run: the caller's, or the program's; b"" for a read."""
+        return self.data[_RESULT.size :]
 
 
 class SysctlProgram(Program):
@@ -155,6 +169,8 @@ class SysctlProgram(Program):
         Raises:
             ContextError: a name or a value that cannot be.
             SyscallError: the module refused the run; 524 (ENOTSUPP) without the module.
+            NotApplicableError: there is no such file, it cannot be opened like that, or it has
+                another value than ``current``, so that no real call shows this to the program.
         """
         self.check_open()
         crafted = self._craft(name, write, current, file_pos)
@@ -220,8 +236,9 @@ class SysctlType(HeadedType):
     takes = 'the name of a sysctl ("net/ipv4/tcp_mem") and what is written (write=)'
     verdicts: Mapping[int, str] = {0: "deny", 1: "allow"}
     headers = (_HEADER.size, _RESULT.size)
+    live = True
     hints: Mapping[int, str] = {
-        errno.EOPNOTSUPP: "the program has cgroup storage",
+        errno.EOPNOTSUPP: "the program has cgroup storage, which a test run has from Linux 5.18 on",
         errno.E2BIG: "the name has too many parts",
     }
     program_class = SysctlProgram
@@ -230,6 +247,130 @@ class SysctlType(HeadedType):
     def encode(self, request: Request) -> tuple[bytes | None, bytes | None]:
         """Return ``data_in`` as it is: there is no socket."""
         return request.ctx, request.data
+
+    def decode(self, retval: int, ctx: bytes, data: bytes, duration_ns: int | None) -> RawOutcome:
+        """Leave out whether a value was replaced by its like, which no real call shows."""
+        if len(data) >= _RESULT.size:
+            data = _RESULT.pack(*_answer(data)._replace(updated=0)) + data[_RESULT.size :]
+        return super().decode(retval, ctx, data, duration_ns)
+
+    def make_live_calls(self, cgroup: Cgroup) -> LiveCalls:
+        """Return read(2) and write(2) on the file."""
+        return SysctlCalls(cgroup)
+
+
+# What the observer copies: write, file_pos, what the helpers returned, and what they filled in.
+_SIGHT = struct.Struct("=IIiii4x")
+_NAME, _CURRENT = _SIGHT.size, _SIGHT.size + _NAME_MAX + 8
+_ROOM = _VALUE_MAX + 8  # a helper wants a byte more than the value has
+_NEW = _CURRENT + _ROOM
+_GET_NAME, _GET_CURRENT, _GET_NEW = 101, 102, 103  # enum bpf_func_id
+
+
+def _look() -> list[asm.Insn]:
+    """Copy what there is to see of the context (r6) to the record (r7)."""
+    code: list[asm.Insn] = []
+    for offset in (0, 4):
+        code += [asm.load(4, 1, 6, offset), asm.store(4, 7, BODY + offset, 1)]
+    for n, (helper, at, room) in enumerate(
+        [
+            (_GET_NAME, _NAME, _NAME_MAX + 8),
+            (_GET_CURRENT, _CURRENT, _ROOM),
+            (_GET_NEW, _NEW, _ROOM),
+        ]
+    ):
+        code += [asm.mov_reg(1, 6), asm.mov_reg(2, 7), asm.alu_imm(asm.ADD, 2, BODY + at)]
+        code += [asm.mov_imm(3, room), asm.mov_imm(4, 0)]
+        code += [asm.Insn(asm.JMP | asm.CALL, imm=helper), asm.store(4, 7, BODY + 8 + 4 * n, 0)]
+    return code
+
+
+class SysctlCalls:
+    """Reads and writes of files below /proc/sys, with the program that observes them.
+
+    Args:
+        cgroup: the one that the process is in.
+    """
+
+    def __init__(self, cgroup: Cgroup) -> None:
+        self._cgroup = cgroup
+        self._lock = threading.RLock()  # one record for all threads
+        self._behind = Behind(
+            ProgType.CGROUP_SYSCTL, AttachType.CGROUP_SYSCTL, _NEW + _ROOM, _look()
+        )
+
+    @contextlib.contextmanager
+    def attached(self, program: ProgramRef) -> Iterator[Callable[[Request], RawOutcome]]:
+        """Keep a program attached within the block; yield what makes one call."""
+
+        def run(request: Request) -> RawOutcome:
+            refuse = f"run {program.name} on the engine live"
+            crafted = _crafted(refuse, request)
+            path = _ROOT.joinpath(crafted.name)
+            try:
+                fd = os.open(path, os.O_RDONLY if crafted.write is None else os.O_WRONLY)
+            except OSError as error:
+                raise NotApplicableError(f"{refuse}: open {path}: {error.strerror}") from None
+            try:
+                for _ in range(max(request.repeat, 1)):
+                    outcome = self._run(program, crafted, fd, refuse)
+            finally:
+                os.close(fd)
+            return outcome
+
+        with self._lock:
+            yield run
+
+    def _run(self, program: ProgramRef, crafted: _Crafted, fd: int, refuse: str) -> RawOutcome:
+        with self._cgroup.attached(AttachType.CGROUP_SYSCTL, program.fd, self._behind.fd):
+            sight = self._behind.watch(lambda: _call(fd, crafted))
+        if crafted.write is not None and not self._behind.with_retval:
+            with contextlib.suppress(OSError):  # it may have come through: put the value back
+                os.pwrite(fd, crafted.current, 0)
+        if not sight.seen:
+            failure = errno.errorcode.get(sight.failure, str(sight.failure))
+            raise NotApplicableError(f"{refuse}: the call ends with {failure} before its hook")
+        _, position, name_size, current_size, new_size = _SIGHT.unpack_from(sight.record)
+        name = sight.record[_NAME:][: max(name_size, 0)].decode()
+        current = sight.record[_CURRENT:][: max(current_size, 0)]
+        if (name, current) != (crafted.name, crafted.current):
+            raise NotApplicableError(
+                f"{refuse}: the hook sees {name} with {current!r}, crafted was {crafted.name} with"
+                f" {crafted.current!r}"
+            )
+        error = self._behind.error(program, sight)
+        new = sight.record[_NEW:][: max(new_size, 0)]
+        data = _RESULT.pack(-error, 0, len(new), 0, position) + new
+        return RawOutcome(0 if error else 1, b"", None, data, error)
+
+    def close(self) -> None:
+        """Unload the observer."""
+        self._behind.close()
+
+
+def _crafted(refuse: str, request: Request) -> _Crafted:
+    """Return what a request asks for, if a call can."""
+    if request.ctx is not None or request.flags or request.data is None:
+        raise NotApplicableError(f"{refuse}: a real call comes with a name and values alone")
+    _, flags, _, _, *sizes, _, position = _HEADER.unpack_from(request.data)
+    parts, at = [], _HEADER.size
+    for size in sizes:
+        parts.append(request.data[at : at + size])
+        at += size
+    if position >> 32:
+        raise NotApplicableError(f"{refuse}: a program sees 32 bits of position {position}")
+    return _Crafted(parts[0].decode(), parts[1], parts[2] if flags & _WRITE else None, position)
+
+
+def _call(fd: int, crafted: _Crafted) -> int:
+    try:
+        if crafted.write is None:
+            os.pread(fd, _VALUE_MAX, crafted.position)
+        else:
+            os.pwrite(fd, crafted.write, crafted.position)
+    except OSError as error:
+        return error.errno or 0
+    return 0
 
 
 register(SysctlType(ProgType.CGROUP_SYSCTL))

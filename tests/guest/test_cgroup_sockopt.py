@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
+import platform
+import random
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -10,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bpfunit import ContextError, Object, SyscallError
+from bpfunit import ContextError, NotApplicableError, Object, SyscallError, engines
 from bpfunit._sys.cgroup import Cgroup
 from bpfunit._sys.uapi import AttachType
 from bpfunit.progtypes.cgroup_sockopt import SockoptProgram
@@ -30,6 +33,11 @@ def c_int(value: int) -> bytes:
 @pytest.fixture
 def obj(no_bpf_leaks: None, bpf_load: Load) -> Object:
     return bpf_load(compiled("sockopt"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def observers() -> None:
+    engines.get("live")  # its descriptors are no leak of the test that comes first
 
 
 @pytest.fixture
@@ -185,3 +193,66 @@ def test_a_slip_says_what_can_be_written(obj: Object) -> None:
     with pytest.raises((SyscallError, OSError)) as refused:
         limit.run("setsockopt", 1, 12, 6, sock=closed)
     assert refused.value.errno == errno.EBADF
+
+
+OLD = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2]) < (5, 18)
+OPTIONS: list[tuple[str | int, str | int]] = [
+    ("SOL_SOCKET", "SO_PRIORITY"),
+    ("SOL_SOCKET", "SO_KEEPALIVE"),
+    ("SOL_SOCKET", 36),
+    ("SOL_SOCKET", SO_OURS),
+    ("IPPROTO_TCP", "TCP_NODELAY"),
+    ("IPPROTO_IP", "IP_TTL"),
+]
+
+
+@pytest.mark.parametrize("engine", ["live", "both"])
+def test_random_calls_agree_on_both_engines(
+    no_bpf_leaks: None, bpf_load: Load, engine: str
+) -> None:
+    """`BPFUNIT_CASES=12000` makes 3,000."""
+    programs = bpf_load(compiled("sockopt"), engine=engine).programs
+    chance = random.Random("sockopt")
+    engine = "testrun" if OLD else engine  # before 5.18 there is no other
+    for _ in range(max(24, int(os.environ.get("BPFUNIT_CASES", "1200")) // 4)):
+        level, name = chance.choice(OPTIONS)
+        kind = chance.choice((socket.SOCK_STREAM, socket.SOCK_DGRAM))
+        with socket.socket(type=kind) as sock:
+            if chance.random() < 0.6:
+                size = chance.choice((0, 1, 3, 4, 4, 4, 16, 17, 256))
+                value = bytes(chance.choice((0, 1, 5, 255)) for _ in range(size))
+                result = programs.limit.run("setsockopt", level, name, value, sock=sock)
+            else:
+                room = chance.choice((1, 2, 4, 4, 16, 256))
+                result = programs.answer.run("getsockopt", level, name, sock=sock, room=room)
+            assert result.engine == engine
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY) == 0
+
+
+def test_what_no_real_call_shows_is_not_applicable(no_bpf_leaks: None, bpf_load: Load) -> None:
+    if OLD:
+        return  # all run by test run there, as the test above sees
+    programs = bpf_load(compiled("sockopt"), engine="live").programs
+    cases: list[tuple[str, SockoptProgram, tuple[Any, ...], dict[str, Any]]] = [
+        ("the kernel answers", programs.answer, ("getsockopt", 1, 12, 77), {}),
+        ("the kernel answers", programs.answer, ("getsockopt", 1, 12), {"failure": 92}),
+        ("more than 256 bytes", programs.limit, ("setsockopt", 1, 12, bytes(257)), {}),
+    ]
+    for match, program, arguments, options in cases:
+        with pytest.raises(NotApplicableError, match=match):
+            program.run(*arguments, **options)
+
+
+def test_storage_and_verdicts_of_real_calls(no_bpf_leaks: None, bpf_load: Load) -> None:
+    if OLD:
+        return
+    limit = bpf_load(compiled("sockopt"), engine="live").programs.limit
+    with socket.socket() as sock:
+        for so_far in (1, 2):
+            result = limit.run("setsockopt", "SOL_SOCKET", "SO_PRIORITY", 6, sock=sock)
+            assert (result.verdict, result.optval, result.engine) == ("allow", c_int(4), "live")
+            assert result.storage() == so_far
+        assert limit.run("setsockopt", "SOL_SOCKET", 36, 1, sock=sock).errno == errno.EPERM
+        bypassed = limit.run("setsockopt", "SOL_SOCKET", "SO_KEEPALIVE", 1, sock=sock)
+        assert (bypassed.verdict, bypassed.errno) == ("bypass", 0)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY) == 0
