@@ -34,7 +34,7 @@ BIG_ENDIAN := $(if $(findstring /s390x,$(KERNELS)),yes)
 OBJECT_ARGS := $(if $(OBJECT),--bpf-object $(abspath $(OBJECT)))
 
 .DELETE_ON_ERROR:
-.PHONY: help vmtest test test-arch test-long fresh check bench coverage facts stacks mutants docs findings kmod bpf clean setup setup-test
+.PHONY: help vmtest test test-arch test-long fresh check bench coverage facts types stacks mutants docs findings kmod bpf clean setup setup-test
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -88,6 +88,9 @@ coverage: bpf ## branch coverage of the programs under test; HTML in build/cover
 
 facts: bpf ## measure docs/kernel-facts.md anew on KERNELS, one after another
 	$(Q)PATH="$(BIN):$$PATH" $(BIN)/python -m tests.facts $(KERNELS)
+
+types: bpf ## measure docs/program-types.md anew on KERNELS: how programs of each type run
+	$(Q)PATH="$(BIN):$$PATH" $(BIN)/python -m tests.facts --types $(KERNELS)
 
 stacks: bpf ## every libbpf and every compiler of Debian's suites, unpacked into the cache: a table
 	$(Q)PATH="$(BIN):$$PATH" $(BIN)/python -m tests.stacks --kernel $(firstword $(KERNELS))

@@ -1,4 +1,7 @@
-"""``make facts``: measure the facts on some kernels, one after another, and write the page."""
+"""``make facts``: measure the facts on some kernels, one after another, and write the pages.
+
+``make types`` (``--types``) measures those alone that say how programs of each type run.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from ..stacks.compilers import compilers
 from . import table
 
 _HERE = Path(__file__).resolve().parent
+_TYPES = _HERE / "test_how_types_run.py"
 _PROJECT = _HERE.parents[1]
 _RESULTS = _PROJECT / "build" / "facts.xml"
 
@@ -24,26 +28,40 @@ _RESULTS = _PROJECT / "build" / "facts.xml"
 def main(arguments: list[str]) -> int:
     """Measure on the kernels that are named, or those of the table; return the exit code."""
     columns, counts = table.read()
+    types = arguments[:1] == ["--types"]
+    arguments = arguments[types:]
     names = arguments or [*columns]
     if names == ["all"]:
         names = [entry.series for entry in load_catalogue().usable]
     status = 0
     for name in names:
-        measured = _measure(name)
+        measured = _measure(name, _TYPES if types else _HERE)
         if measured is None:
             print(f"facts: {name}: a test failed; its column stays as it was", file=sys.stderr)
             status = 1
         else:
-            columns[table.series(measured.release)] = measured
+            _take(columns, measured, add=types)
+    if types:
+        table.write(columns, counts)
+        return status
     counts = {one.name: _instructions(one.hook) for one in compilers()}
     table.write(columns, counts)
     return status
 
 
-def _measure(kernel: str) -> table.Column | None:
+def _take(columns: dict[str, table.Column], measured: table.Column, *, add: bool) -> None:
+    """Put a column into the table, or its facts into the one that is there."""
+    name = table.series(measured.release)
+    if add and name in columns:
+        columns[name].facts.update(measured.facts)
+    else:
+        columns[name] = measured
+
+
+def _measure(kernel: str, tests: Path) -> table.Column | None:
     _RESULTS.parent.mkdir(exist_ok=True)
     _RESULTS.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "-q", "--kernel", kernel, str(_HERE)]
+    command = [sys.executable, "-m", "pytest", "-q", "--kernel", kernel, str(tests)]
     command += [
         "--guest-env",
         f"{table.MEASURE}=1",

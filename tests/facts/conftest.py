@@ -19,7 +19,7 @@ class Facts:
 
     def say(self, name: str, row: str, value: str) -> None:
         """Say one fact: the cell of a row of a table."""
-        assert name in table.TABLES, f"{name!r} is no table of the page"
+        assert name in (*table.TABLES, table.TYPES), f"{name!r} is no table of the page"
         self.said.setdefault(name, {})[row] = value
 
 
@@ -44,7 +44,8 @@ def facts(record_property: pytest.Function) -> Iterator[Facts]:
         f" now on {release}: {value!r}"
         for name, rows in gathered.said.items()
         for row, value in rows.items()
-        if column.facts.get(name, {}).get(row) != value
+        if table.of_kernel(name, column.facts.get(name, {}).get(row))
+        != table.of_kernel(name, value)
     ]
     if differ:
         pytest.fail("\n".join([*differ, "if the kernel is right: make facts"]), pytrace=False)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 _DOCS = Path(__file__).resolve().parents[2] / "docs"
 DATA, PAGE = _DOCS / "kernel-facts.json", _DOCS / "kernel-facts.md"
+TYPES_PAGE = _DOCS / "program-types.md"
 #: Set in guests that measure; without it facts are compared with those of the table.
 MEASURE = "BPFUNIT_FACTS"
 
@@ -38,6 +39,8 @@ TABLES = {
         user 1000 asked for through a ring that root made; the worker is the kernel's thread for
         requests marked `IOSQE_ASYNC`.""",
 }
+#: Has a page of its own.
+TYPES = "How programs run"
 COMPILERS = "Instructions of connect4 by compiler"
 
 _HEAD = """\
@@ -46,6 +49,22 @@ _HEAD = """\
 What kernels do around test runs, packets, hooks and namespaces, measured by the tests in
 `tests/facts/`. This page is written by `make facts KERNELS=all`; `make test` holds the column of
 its kernel against it.
+"""
+
+_TYPES_HEAD = """\
+# Program types
+
+How bpfunit runs programs of each type, by kernel, as the tests in `tests/facts/` measured it. This
+page is written by `make types KERNELS=all`; `make test` holds the column of its kernel against it.
+
+| | |
+| --- | --- |
+| kernel | by the kernel's own test run |
+| module | by the test run that [bpfunit's module](module.md) gives the type |
+| kernel, module | by the kernel's own test run, put right by the module where needed |
+| live | attached, on the way of a [real call](engines.md), too |
+| not loaded | the kernel refuses to load such a program, for this reason |
+| no | it loads, and nothing runs it; 6.16 to 6.18 have no headers for the module |
 """
 
 
@@ -66,6 +85,13 @@ def series(release: str) -> str:
     return found[0]
 
 
+def of_kernel(name: str, value: str | None) -> str | None:
+    """Return the part of a cell that the kernel decides; what is live is bpfunit's own affair."""
+    if name != TYPES or value is None:
+        return value
+    return ", ".join(way for way in value.split(", ") if way not in ("live", "no"))
+
+
 def read() -> tuple[dict[str, Column], dict[str, int]]:
     """Return the columns by series, and the instructions by compiler, as they are committed."""
     if not DATA.exists():
@@ -82,6 +108,8 @@ def write(columns: Mapping[str, Column], compilers: Mapping[str, int]) -> None:
         "compilers": dict(compilers),
     }
     DATA.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    types = _table(("", *ordered), _rows(TYPES, {name: columns[name] for name in ordered}))
+    TYPES_PAGE.write_text(f"{_TYPES_HEAD}\n{types}", encoding="utf-8")
     PAGE.write_text(_page({name: columns[name] for name in ordered}, compilers), encoding="utf-8")
 
 
@@ -94,17 +122,8 @@ def _page(columns: Mapping[str, Column], compilers: Mapping[str, int]) -> str:
         ),
     ]
     for name, words in TABLES.items():
-        rows = dict.fromkeys(row for one in columns.values() for row in one.facts.get(name, {}))
         parts.append(f"\n## {name}\n\n{textwrap.fill(' '.join(words.split()), 110)}\n")
-        parts.append(
-            _table(
-                ("", *columns),
-                [
-                    (row, *(one.facts.get(name, {}).get(row, "") for one in columns.values()))
-                    for row in rows
-                ],
-            )
-        )
+        parts.append(_table(("", *columns), _rows(name, columns)))
     if compilers:
         parts.append(
             f"\n## {COMPILERS}\n\nOf the hook in `bpf/`, as it is in the object; the compilers are"
@@ -114,6 +133,13 @@ def _page(columns: Mapping[str, Column], compilers: Mapping[str, int]) -> str:
             _table(("compiler", "instructions"), [(k, str(v)) for k, v in compilers.items()])
         )
     return "\n".join(parts)
+
+
+def _rows(name: str, columns: Mapping[str, Column]) -> list[tuple[str, ...]]:
+    rows = dict.fromkeys(row for one in columns.values() for row in one.facts.get(name, {}))
+    return [
+        (row, *(one.facts.get(name, {}).get(row, "") for one in columns.values())) for row in rows
+    ]
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
