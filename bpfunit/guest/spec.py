@@ -180,8 +180,8 @@ class GuestSpec:
             "packages": [str(package) for package in self.packages],
         }
         initramfs = Path(argv[argv.index("-initrd") + 1])
-        if self._root is not None:  # not yet
-            return {"start": "", "snapshot": None}
+        if self._root is not None:
+            configuration["root"] = str(self._root)
         found = snapshot.find(configuration, worker["environment"], initramfs, self.kernel.foreign)
         if found.failed:
             why = f"boots since its snapshot failed: {found.failed}; "
