@@ -34,7 +34,7 @@ BIG_ENDIAN := $(if $(findstring /s390x,$(KERNELS)),yes)
 OBJECT_ARGS := $(if $(OBJECT),--bpf-object $(abspath $(OBJECT)))
 
 .DELETE_ON_ERROR:
-.PHONY: help vmtest test test-arch test-long fresh check bench coverage facts types stacks mutants docs findings kmod bpf clean setup setup-test
+.PHONY: help vmtest test test-arch test-long fresh check bench explore-table coverage facts types stacks mutants docs findings kmod bpf clean setup setup-test
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -81,6 +81,10 @@ bench: bpf ## what each path of the hook costs, instruction-exact, on KERNELS
 		--benchmark-columns=min,max,rounds --benchmark-sort=name \
 		--benchmark-json=build/bench/results.json $(BENCH_ARGS)
 	$(Q)$(BIN)/python -m bpfunit.bench.report "$(BENCH_JSON)" --markdown build/bench/results.md
+
+explore-table: bpf ## branch edges that explore reaches, beside search by chance, on the first of KERNELS
+	$(Q)PATH="$(BIN):$$PATH" $(BIN)/python -m bench.explore_table \
+		--kernel $(firstword $(KERNELS)) $(BENCH_ARGS)
 
 coverage: bpf ## branch coverage of the programs under test; HTML in build/coverage
 	$(Q)$(PYTEST) $(KERNEL_ARGS) $(OBJECT_ARGS) tests/hook tests/mesh --bpf-cov \
