@@ -34,7 +34,7 @@ BIG_ENDIAN := $(if $(findstring /s390x,$(KERNELS)),yes)
 OBJECT_ARGS := $(if $(OBJECT),--bpf-object $(abspath $(OBJECT)))
 
 .DELETE_ON_ERROR:
-.PHONY: help vmtest test test-arch test-long fresh check bench explore-table coverage facts types stacks mutants docs findings kmod bpf clean setup setup-test
+.PHONY: help vmtest test test-arch test-long fresh check bench explore-table coverage facts types stacks mutants diff-mutants docs findings kmod bpf clean setup setup-test
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -101,6 +101,9 @@ stacks: bpf ## every libbpf and every compiler of Debian's suites, unpacked into
 
 mutants: bpf ## break the programs in many small ways; every one has to be noticed
 	$(Q)PATH="$(BIN):$$PATH" $(BIN)/python -m tests.mutants $(KERNEL_ARGS) $(PYTEST_ARGS)
+
+diff-mutants: bpf ## the same by `bpfunit diff` alone: an input for each mutant, no test written by hand
+	$(Q)PATH="$(BIN):$$PATH" $(BIN)/python -m tests.mutants.compared $(KERNEL_ARGS) $(PYTEST_ARGS)
 
 docs: setup-test ## build the documentation into build/docs and check its links
 	$(Q)$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs

@@ -42,6 +42,27 @@ def compiled(name: str, *defines: str, clang: str = "clang", flags: Sequence[str
     return _made(target, lambda partial: [*command, "-c", str(source), "-o", partial])
 
 
+def of_source(source: Path, *flags: str) -> Path:
+    """Return the object of a source outside of this directory, compiled as its own build does."""
+    command = ["clang", "-target", TARGET, "-O2", "-g", *flags]
+    command += ["-idirafter", f"/usr/include/{_multiarch()}"]
+    digest = hashlib.sha256(source.read_bytes() + repr(command).encode()).hexdigest()[:12]
+    target = _BUILD / f"{source.name.partition('.')[0]}-{digest}.bpf.o"
+    return _made(target, lambda partial: [*command, "-c", str(source), "-o", partial])
+
+
+def foreign() -> Path:
+    """Return the object of the second hook."""
+    return of_source(
+        _ROOT / "tests" / "foreign" / "foreign.bpf.c", "-mcpu=v2", "-Wno-address-of-packed-member"
+    )
+
+
+def example(name: str) -> Path:
+    """Return the object of an example."""
+    return of_source(_ROOT / "examples" / "native" / f"{name}.bpf.c")
+
+
 def _multiarch() -> str:
     """Return whose headers there are: the host's, in guests of other architectures as well."""
     return next((path.parent.name for path in sorted(_HEADERS.glob("*-linux-gnu/asm"))), "")
@@ -93,6 +114,9 @@ def _compile_all() -> None:
     if TARGET == "bpf":  # Debian's bpftool links for its own byte order alone
         linked_halves()
     compiled("pins", "OTHER")
+    foreign()
+    for path in sorted((_ROOT / "examples" / "native").glob("*.bpf.c")):
+        example(path.name.removesuffix(".bpf.c"))
     compiled("oldstyle", "OLD_MAPS")
     compiled("oldstyle", "OLD_SECTION")
 

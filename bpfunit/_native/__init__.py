@@ -92,6 +92,7 @@ class Exploration(ctypes.Structure):
         ("out", _ptr),
         ("out_room", _u64),
         ("out_used", _u64),
+        ("socket_fd", ctypes.c_int64),
     ]
 
 

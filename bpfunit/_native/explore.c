@@ -29,6 +29,7 @@ enum map_kind {
 	KIND_SECTION, /* one value, put back to what it was at the load */
 	KIND_STORAGE, /* the key is the run's socket */
 	KIND_PROGRAMS, /* the value is the descriptor of the spy */
+	KIND_SOCKETS, /* the value is the descriptor of a listening socket, of 4 or 8 bytes */
 };
 
 struct explored_map {
@@ -74,6 +75,7 @@ struct exploration {
 	uint8_t *out;
 	uint64_t out_room;
 	uint64_t out_used;
+	int64_t socket_fd; /* what is put into maps of sockets */
 };
 
 struct touched {
@@ -156,7 +158,8 @@ static void reset(struct exploration *job)
 	for (n = 0; n < touched_count; n++) {
 		struct explored_map *map = &job->map[touched[n].map];
 
-		if (map->kind == KIND_DELETE || map->kind == KIND_PROGRAMS)
+		if (map->kind == KIND_DELETE || map->kind == KIND_PROGRAMS ||
+		    map->kind == KIND_SOCKETS)
 			element(BPF_MAP_DELETE_ELEM, map, touched[n].key, NULL);
 		else if (map->kind == KIND_ARRAY)
 			element(BPF_MAP_UPDATE_ELEM, map, touched[n].key, zeroes);
@@ -294,7 +297,9 @@ static void entries_out(struct exploration *job, int fd)
 	for (n = 0; n < touched_count; n++) {
 		struct explored_map *map = &job->map[touched[n].map];
 
-		if (map->kind == KIND_SECTION || map->kind == KIND_PROGRAMS)
+		/* what maps of sockets show of one, its cookie, differs from run to run */
+		if (map->kind == KIND_SECTION || map->kind == KIND_PROGRAMS ||
+		    map->kind == KIND_SOCKETS)
 			continue;
 		if (job->out_used - start > SPARE / 4)
 			break;
@@ -339,6 +344,8 @@ static int fill(struct exploration *job, const uint8_t **at, int fd)
 		}
 		if (map->kind == KIND_PROGRAMS)
 			value = (const uint8_t *)&job->spy_fd;
+		else if (map->kind == KIND_SOCKETS)
+			value = (const uint8_t *)&job->socket_fd;
 		touch(job, number, key);
 		if (element(BPF_MAP_UPDATE_ELEM, map, key, value))
 			failed = errno;

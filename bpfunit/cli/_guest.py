@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import execnet
 import typer
@@ -20,6 +20,9 @@ from bpfunit.guest.environment import asked_for
 from bpfunit.guest.errors import GuestError
 from bpfunit.guest.outcome import read_exit_report
 from bpfunit.guest.spec import GuestSpec
+
+if TYPE_CHECKING:
+    from bpfunit.explorer.side import Kernel
 
 
 class LostGuestError(BpfunitError):
@@ -108,6 +111,24 @@ def explored(
     if "error" in report:
         raise BpfunitError(report["error"])
     return report
+
+
+@contextmanager
+def explored_kernel(kernel: str, env: Mapping[str, str] | None = None) -> Iterator[Kernel]:
+    """Boot a guest whose programs the host explores, with the loop in C that the host compiles.
+
+    Raises:
+        BpfunitError: as :func:`booted`.
+    """
+    from bpfunit.explorer.side import Kernel  # with coverage and more
+
+    env = dict(env or {})
+    if built := _native.build():
+        env[_native.PATH_VARIABLE] = str(built)
+    with booted(kernel, env=env) as (_, gateway):
+        guest = Kernel(start(gateway, "_inside_explore.serve_sides"))
+        yield guest
+        guest.end()
 
 
 def variables(requests: Sequence[str] | None) -> dict[str, str]:

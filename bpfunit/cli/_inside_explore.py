@@ -62,45 +62,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def serve_diff(channel: Any, request: dict[str, Any]) -> None:
-    """Answer one request of ``bpfunit diff``."""
-    channel.send(compare_all(request))
+def serve_sides(channel: Any) -> None:
+    """Run what a search on the host asks for."""
+    from bpfunit.explorer.side import serve
 
-
-def compare_all(request: dict[str, Any]) -> dict[str, Any]:
-    """Compare the programs of two builds, and return what was found of each, or ``{"error": …}``.
-
-    Args:
-        request: the command line as plain data, as :func:`bpfunit.cli.diff.diff` makes it.
-    """
-    from bpfunit.explorer import compare
-
-    options: dict[str, Any] = {}
-    if request["map_types"]:
-        options["map_types"] = {name: tuple(two) for name, two in request["map_types"].items()}
-    found = []
-    try:
-        for program in request["programs"]:
-            one = compare(
-                request["old"],
-                request["new"],
-                program,
-                seed=request["seed"],
-                seconds=request["seconds"],
-                options=options,
-            )
-            found.append(
-                {
-                    "program": one.program,
-                    "same_code": one.same_code,
-                    "differs": one.differs,
-                    "differences": one.differences,
-                    "test": one.test,
-                    "reached": [list(pair) for pair in one.reached],
-                    "runs": one.runs,
-                    "seconds": one.seconds,
-                }
-            )
-    except BpfunitError as error:
-        return {"error": str(error)}
-    return {"programs": found}
+    serve(channel)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from bpfunit.explorer.case import Budget, Found
 from bpfunit.explorer.corpus import CorpusError
 from bpfunit.explorer.diff import Comparison, compare
 from bpfunit.explorer.executor import Executor, ExploreError
 from bpfunit.explorer.facts import Facts
 from bpfunit.explorer.result import EdgeState, Exploration
 from bpfunit.explorer.run import Written, explore, explore_and_write, replay
-from bpfunit.explorer.search import Budget, Found, Search
+from bpfunit.explorer.search import Search
 from bpfunit.explorer.wire import Input, Outcome, Step
 from bpfunit.explorer.write import WrittenTest, block, merged, nonzero
 

@@ -25,6 +25,7 @@ from bpfunit.explorer.wire import Input, Outcome, Wire, batches
 from bpfunit.objects.globals import data_sections
 from bpfunit.objects.object import load
 from bpfunit.progtypes.base import ProgramType
+from bpfunit.progtypes.sk_lookup import SkLookup
 from bpfunit.progtypes.sock_addr import BpfSockAddr, SockAddrProgram
 from bpfunit.rewrite import ambient
 from bpfunit.rewrite import insn as asm
@@ -179,6 +180,9 @@ class Executor:
             if is_key and site.map >= 0 and site.key_size == facts.maps[site.map].key_size:
                 whole = site.map
             sites[n] = _native.ExploredSite(not is_key, has_b, site.key_size, whole)
+        listener = -1
+        if any(one.kind == kinds.SOCKETS for one in facts.maps):
+            listener = self._resources.enter_context(_listener()).fileno()
         rings = list(self._rings())
         ring_array = (_native.Ring * (len(rings) or 1))(*rings)
         default = bytearray(len(recorder.stub_memory.memory))
@@ -210,6 +214,7 @@ class Executor:
             stub_size=16 * len(facts.stubs),
             out=ctypes.addressof(self._out),
             out_room=len(self._out),
+            socket_fd=listener,
         )
 
     def _kept(self, raw: bytes) -> int:
@@ -320,9 +325,19 @@ def _kind(map_type: int) -> int | None:
         return kinds.DELETE
     if map_type in (MapType.ARRAY, MapType.PERCPU_ARRAY):
         return kinds.ARRAY
+    if map_type in uapi.SOCKET_MAPS - {MapType.REUSEPORT_SOCKARRAY}:
+        return kinds.SOCKETS
     return {MapType.SK_STORAGE: kinds.STORAGE, MapType.PROG_ARRAY: kinds.PROGRAMS}.get(
         MapType(map_type) if map_type in set(MapType) else MapType.UNSPEC
     )
+
+
+def _listener() -> socket.socket:
+    """Return a listening socket, which any map of sockets takes."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    return listener
 
 
 def _takes_packet(of_type: ProgramType) -> bool:
@@ -341,6 +356,11 @@ def _contexts(program: Any, of_type: ProgramType) -> list[bytes]:
         return [bytes(program.craft(type=kind, proto=proto)) for kind, proto in tcp_udp]
     if _takes_packet(of_type):
         return [bytes(of_type.context_size) if of_type.name.startswith("sched") else b""]
+    if of_type.name == "sk_lookup":
+        found = []
+        for family, proto in ((2, 6), (2, 17), (10, 6)):
+            found.append(bytes(SkLookup(family=family, protocol=proto)))
+        return found
     return [bytes(of_type.context_size)]
 
 
@@ -357,6 +377,11 @@ def _words(program: Any, of_type: ProgramType) -> list[tuple[int, int]]:
     context = of_type.context
     if context is None:
         return []
+    if of_type.name == "sk_lookup":
+        fixed = {SkLookup.family.offset, SkLookup.protocol.offset}
+        ports = {SkLookup.remote_port.offset, SkLookup.local_port.offset}  # 16 bits in 32
+        words = [n for n in of_type.readable_words(program.attach_type) if n not in fixed]
+        return [(n, 2 if n in ports else 4) for n in words]
     if not _takes_packet(of_type):
         return [(n, 4) for n in of_type.readable_words(program.attach_type)]
     if not of_type.name.startswith("sched"):

@@ -14,7 +14,8 @@ from bpfunit.rewrite import insn as i
 
 _U64, _U32 = (1 << 64) - 1, (1 << 32) - 1
 BRANCH, KEY, RESULT, TAIL = "branch", "key", "result", "tail"
-DELETE, ARRAY, SECTION, STORAGE, PROGRAMS = range(5)  # enum map_kind of _native/explore.c
+DELETE, ARRAY, SECTION, STORAGE, PROGRAMS, SOCKETS = range(6)  # enum map_kind of _native/explore.c
+FIXED = (PROGRAMS, SOCKETS)  # an entry is there or not: nobody chooses its value
 
 
 def signed(value: int, bits: int) -> int:
@@ -86,7 +87,7 @@ class MapFacts(NamedTuple):
     """A map that the program refers to.
 
     Attributes:
-        kind: how it is put back, `DELETE` to `PROGRAMS`.
+        kind: how it is put back, `DELETE` to `SOCKETS`.
         stride: bytes of a value as the system call has it: those of all CPUs.
         initial: of a data section: its bytes at the load.
     """
@@ -114,7 +115,7 @@ class StubFacts(NamedTuple):
 
     Attributes:
         helper: the helper's number.
-        number: which of the program's calls of this helper it is, from 0.
+        number: which of the program's calls of this helper it is, from 0; -1 for all of them.
         always: whether it answers in every run: time, chance, cookies.
         value: the answer: of ``always`` the one to begin with, otherwise the failure.
     """
@@ -216,6 +217,8 @@ CHOSEN: dict[int, int] = {
     160: 1_000_000_000,  # ktime_get_coarse_ns
     208: 1_000_000_000,  # ktime_get_tai_ns
 }
+# Of these, what answers alike however often a run asks: all its calls share one stub.
+CONSTANT = frozenset((8, 14, 15, 17, 24, 34, 42, 46, 47, 79, 80, 122, 128))
 _ENOMEM, _EFAULT = 12, 14
 # Helpers that return a pointer which they may not have.
 _NULLABLE = (95, 96, 107, 131, 136, 137, 138, 139, 140, 145, 156, 161, 210)
@@ -242,5 +245,5 @@ def answers_pointer(helper: int) -> bool:
 
 # Helpers that take a map in r1 and a key's address in r2, and how many arguments they have.
 KEYED = {1: 2, 2: 4, 3: 2, 195: 3}
-LOOKUPS, DELETES = (1, 195), 3
+LOOKUPS, UPDATE, DELETES = (1, 195), 2, 3
 TAIL_CALL = i.HELPER_TAIL_CALL

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 
-from bpfunit.explorer.facts import PROGRAMS, SECTION, Facts
+from bpfunit.explorer.case import moved
+from bpfunit.explorer.facts import FIXED, SECTION, Facts
 from bpfunit.explorer.search import Case, Edge, Found, Search
 from bpfunit.explorer.wire import Input, Step
 
@@ -86,7 +87,7 @@ class Minimiser:
 
     def _is_plain(self, number: int) -> bool:
         one = self._facts.maps[number]
-        return one.kind not in (SECTION, PROGRAMS) and one.stride == one.value_size
+        return one.kind not in (SECTION, *FIXED) and one.stride == one.value_size
 
     @staticmethod
     def _filled(given: Input, where: tuple[int, bytes, int], fill: bytes) -> Input:
@@ -164,10 +165,10 @@ class Minimiser:
             (other,) = self._search.cases_of([given])
             if wanted(other):
                 return other
-            moved = self._search.moved(case, other)
-            if moved is None:
+            followed = moved(self._facts.sites, case, other)
+            if followed is None:
                 return None
-            given = moved
+            given = followed
         return None
 
     def _plain(self, case: Case, wanted: Wanted) -> Case:
@@ -208,7 +209,7 @@ class Minimiser:
                 yield word, self._context_role(offset)
         for number, key, value in given.entries:
             one = self._facts.maps[number]
-            if one.kind in (SECTION, PROGRAMS):
+            if one.kind in (SECTION, *FIXED):
                 continue
             for part, raw in (("key", key), ("value", value[: one.value_size])):
                 for offset in range(0, len(raw) - 3, 4):
@@ -226,7 +227,7 @@ class Minimiser:
         entries = {}
         for number, key, value in given.entries:
             one = self._facts.maps[number]
-            if one.kind in (SECTION, PROGRAMS):
+            if one.kind in (SECTION, *FIXED):
                 entries[number, key] = value
                 continue
             key = _replaced(key, word, plain)

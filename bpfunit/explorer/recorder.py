@@ -14,6 +14,7 @@ from bpfunit._sys import bpf, uapi
 from bpfunit.explorer.facts import (
     BRANCH,
     CHOSEN,
+    CONSTANT,
     KEY,
     KEYED,
     RESULT,
@@ -193,6 +194,7 @@ class _Placer:
         self._liveness = Liveness(flow)
         self._maps = maps_in_registers(flow)
         self._calls: dict[int, int] = {}
+        self._shared: dict[int, int] = {}
         self.patcher = Patcher(flow)
         self.sites: list[Site] = []
         self.stubs: list[StubFacts] = []
@@ -254,12 +256,15 @@ class _Placer:
         failure = failure_of(helper) if self._manner.failures else None
         if helper not in CHOSEN and failure is None:
             return -1
-        if len(self.stubs) == _MAX_STUBS:
+        slot = self._shared.get(helper, len(self.stubs))
+        if slot == _MAX_STUBS:
             return -1
-        slot = len(self.stubs)
-        always = helper in CHOSEN
-        value = CHOSEN[helper] if always else failure or 0
-        self.stubs.append(StubFacts(helper, occurrence, always, value))
+        if slot == len(self.stubs):
+            always = helper in CHOSEN
+            value = CHOSEN[helper] if always else failure or 0
+            if helper in CONSTANT:
+                self._shared[helper], occurrence = slot, -1
+            self.stubs.append(StubFacts(helper, occurrence, always, value))
         answer = [
             *i.load_map_value(0, self._stub_fd, slot * _STUB_SIZE),
             i.load(8, 0, 0, 8),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bpfunit.explorer.executor import Executor
-from bpfunit.explorer.facts import PROGRAMS, SECTION, STORAGE
+from bpfunit.explorer.facts import FIXED, PROGRAMS, SECTION, SOCKETS, STORAGE
 from bpfunit.explorer.minimise import Minimiser, Wanted
 from bpfunit.explorer.result import Exploration, condition
 from bpfunit.explorer.search import Case, Edge, Search
@@ -252,6 +252,9 @@ class Writer:
                 yield from self._globals(number, value)
             elif one.kind == STORAGE:
                 storages.append((number, value))
+            elif one.kind == SOCKETS:
+                yield 'listener = socket.create_server(("127.0.0.1", 0))'
+                yield f"{self._entry(number, key)} = listener"
             elif one.kind == PROGRAMS:
                 spies.append((number, int.from_bytes(key, "little")))
             else:
@@ -284,9 +287,10 @@ class Writer:
             stub = self._facts.stubs[slot]
             value = answer - (1 << 64) if answer >> 63 else answer
             shown = str(value) if -0xFFFF < value < 0xFFFF else hex(value)
+            site = f", site={stub.number}" if stub.number >= 0 else ""
             yield (
                 f'faults.stub("{helper_name(stub.helper)}", returns={shown},'
-                f" program=PROGRAM_{_upper(self._facts.program)}, site={stub.number})"
+                f" program=PROGRAM_{_upper(self._facts.program)}{site})"
             )
 
     def _globals(self, number: int, value: bytes) -> Iterator[str]:
@@ -372,7 +376,7 @@ class Writer:
         for (number, key), value in sorted(after.items()):
             one = self._facts.maps[number]
             before = given.get((number, key), bytes(one.stride) if one.kind != STORAGE else None)
-            if one.kind in (SECTION, PROGRAMS) or (value == before and one.kind != STORAGE):
+            if one.kind in (SECTION, *FIXED) or (value == before and one.kind != STORAGE):
                 continue
             if one.kind == STORAGE:
                 told = nonzero(self._map(number).decode_value(value))
@@ -382,7 +386,7 @@ class Writer:
                 yield f"assert nonzero({self._entry(number, key)}) == {told!r}"
         for number, key in sorted(given):
             one = self._facts.maps[number]
-            if one.kind not in (SECTION, PROGRAMS, STORAGE) and (number, key) not in after:
+            if one.kind not in (SECTION, *FIXED, STORAGE) and (number, key) not in after:
                 yield f"assert {self._key(number, key)} not in obj.maps.{one.name}"
         for number, one in enumerate(self._facts.maps):
             if one.kind == STORAGE and not any(m == number for m, _ in after):

@@ -27,18 +27,19 @@ def test_every_edge_of_the_dns_programs_is_reached(program: str) -> None:
     assert found.reached == found.alive, "\n".join(found.report())
 
 
-def test_every_edge_of_the_connect_hook_is_reached_and_its_inputs_take_it_again() -> None:
-    found = bpfunit.explore(HOOK, "cgroup_connect4_prog", budget=PATIENCE)
+@pytest.mark.parametrize("program", ["cgroup_connect4_prog", "cgroup_connect6_prog"])
+def test_every_edge_of_a_connect_program_is_reached_and_its_inputs_take_it_again(
+    program: str,
+) -> None:
+    found = bpfunit.explore(HOOK, program, budget=PATIENCE)
     assert found.alive > 150
     assert found.reached == found.alive, "\n".join(found.report())
     states = [edge.state for edge in found.edges]
     assert states.count(REACHED) == found.alive
     assert states.count(DEAD) == len(found.facts.dead)
-    with Executor(HOOK, "cgroup_connect4_prog") as executor:
+    with Executor(HOOK, program) as executor:
         given = [case.given for case in found.found.cases]
-        search = Search(executor.facts, executor.execute)
-        outcomes = executor.execute(given)
-        again = [search.case_of(one, out) for one, out in zip(given, outcomes, strict=True)]
+        again = Search(executor.facts, executor.execute).cases_of(given)
     assert {edge for case in again for edge in case.edges} == set(found.found.first)
 
 
@@ -95,6 +96,9 @@ def test_what_is_written_is_python_that_passes(
     module: dict[str, Any] = {}
     exec(compile(text, "explored", "exec"), module)
     assert len(written.tests) >= 10
+    # making inputs small is not searching
+    found = bpfunit.explore(HOOK, program, budget=PATIENCE, **options)
+    assert written.exploration.found.runs == found.found.runs
     for test in written.tests:
         assert test.text.count("] = ") <= 5, test.text
         module[test.name](bpf_load)

@@ -13,9 +13,10 @@ import pytest
 from bpfunit.cli.diff import _names, _require_effect
 from bpfunit.errors import BpfunitError
 from bpfunit.explorer import Input, Step, merged, nonzero
+from bpfunit.explorer.cells import Cell
 from bpfunit.explorer.facts import Site, failure_of
 from bpfunit.explorer.recorder import maps_in_registers
-from bpfunit.explorer.search import Cell, _goals, _solve_bits
+from bpfunit.explorer.solver import goals_of, solve_bits
 from bpfunit.explorer.write import leaves, literal, role_of
 from bpfunit.rewrite import Flow, insn
 from bpfunit.rewrite.helpers import helper_name, helper_number
@@ -90,7 +91,7 @@ def test_goals_of_every_comparison_go_the_wanted_way(op: int) -> None:
         site = Site("branch", 0, op=op, narrow=narrow)
         for a, b in ((0, 5), (5, 5), (9, 5), (1 << 31, 5), (3, 0x80000000)):
             wanted = not site.taken(*site.operands(a, b))
-            goals = list(_goals(site, a, b, wanted))
+            goals = list(goals_of(site, a, b, wanted))
             assert goals, (op, a, b)
             assert all(site.taken(*goal) == wanted for goal in goals)
 
@@ -98,9 +99,9 @@ def test_goals_of_every_comparison_go_the_wanted_way(op: int) -> None:
 def test_bits_are_solved_through_a_byte_swap() -> None:
     cell = Cell("ctx", 0, 24, 2)
     flips = [(cell, bit, 1 << (bit ^ 8), 0) for bit in range(16)]
-    chosen = _solve_bits(flips, 0x0050)
+    chosen = solve_bits(flips, 0x0050)
     assert chosen == [(cell, 12), (cell, 14)]
-    assert _solve_bits(flips, 1 << 20) is None
+    assert solve_bits(flips, 1 << 20) is None
 
 
 def test_a_map_is_followed_through_moves_and_lost_where_paths_differ() -> None:
