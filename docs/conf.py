@@ -31,9 +31,11 @@ nitpick_ignore_regex = [
     # not public
     (
         r"py:.*",
-        r"bpfunit\.(_arch|engines|progtypes|rewrite|runs|tailcalls|values|kernels\._\w+)\..*",
+        r"bpfunit\.(_arch|_sys|engines|objects\.globals|progtypes|rewrite|runs|tailcalls|values"
+        r"|kernels\.(_\w+|kernel))\..*",
     ),
 ]
+suppress_warnings = ["ref.python"]  # results of a type describe attributes that they inherit
 
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
