@@ -13,13 +13,21 @@ Entry = tuple[str, bytes]
 
 
 class Translation:
-    """Inputs of one build as inputs of another: maps by name, stubs by helper and number."""
+    """Inputs of one build as inputs of another: maps by name, calls by helper and source line."""
 
     def __init__(self, source: Facts, target: Facts) -> None:
         names = {one.name: n for n, one in enumerate(target.maps)}
         self._maps = {n: names.get(one.name) for n, one in enumerate(source.maps)}
-        slots = {(stub.helper, stub.number): n for n, stub in enumerate(target.stubs)}
-        self._slots = {n: slots.get((s.helper, s.number)) for n, s in enumerate(source.stubs)}
+        here, there = (_calls(facts) for facts in (source, target))
+        # a compiler orders calls anew: only where both builds have as many of a line are they alike
+        self._slots = {
+            slot: there[call][n]
+            for call, slots in here.items()
+            if len(slots) == len(there.get(call, ()))
+            for n, slot in enumerate(slots)
+        }
+        made = {site.helper for site in target.sites if site.kind == RESULT}
+        self._gone = {slot for slot, stub in enumerate(source.stubs) if stub.helper not in made}
         self._source, self._target = source, target
 
     def __call__(self, given: Input) -> Input:
@@ -34,8 +42,29 @@ class Translation:
                 continue
             if one.key_size == len(key) and one.stride == len(value):
                 entries.append((other, key, value))
-        stubs = [(slot, a) for s, a in given.stubs if (slot := self._slots[s]) is not None]
+        stubs = [(self._slots[slot], a) for slot, a in given.stubs if slot in self._slots]
         return given._replace(entries=tuple(sorted(entries)), stubs=tuple(sorted(stubs)))
+
+    def carries(self, given: Input) -> bool:
+        """Return whether what the input has stubs answer can be answered in the other build.
+
+        That build may have no call of the helper at all, and then there is nothing to answer.
+        """
+        return all(slot in self._slots or slot in self._gone for slot, _ in given.stubs)
+
+
+def _calls(facts: Facts) -> dict[tuple[int, str], list[int]]:
+    """Return the slots of stubs by helper and text of the source line, in the program's order."""
+    texts = {
+        site.slot: facts.places[number][3] if number in facts.places else ""
+        for number, site in reversed(list(enumerate(facts.sites)))
+        if site.slot >= 0
+    }
+    found: dict[tuple[int, str], list[int]] = {}
+    for slot, stub in enumerate(facts.stubs):
+        text = "" if stub.number < 0 else texts.get(slot, "")
+        found.setdefault((stub.helper, text), []).append(slot)
+    return found
 
 
 class Seen:

@@ -55,6 +55,25 @@ def test_an_input_is_carried_over_by_the_names_of_maps_and_calls() -> None:
     assert Translation(new, old)(there) == given.with_stub(0, None)
 
 
+def test_calls_are_the_same_by_the_line_that_makes_them_in_whatever_order() -> None:
+    def build(*lines: str) -> Facts:
+        stubs = [StubFacts(131, n, False, 0) for n in range(len(lines))]
+        found = facts([HASH], stubs)
+        found.sites = [Site(RESULT, n, helper=131, slot=n) for n in range(len(lines))]
+        found.places = {n: ("a.c", n, 0, line) for n, line in enumerate(lines)}
+        return found
+
+    first, second = (Input((Step(b""),), (), ((slot, 0),)) for slot in (0, 1))
+    turned = Translation(build("one();", "two();"), build("two();", "one();"))
+    assert turned(first) == second
+    assert turned(second) == first
+    assert turned.carries(first)
+    doubled = Translation(build("one();", "two();"), build("two();", "one();", "one();"))
+    assert not doubled.carries(first)
+    assert doubled(second) == first
+    assert Translation(build("one();", "two();"), build()).carries(first)
+
+
 def test_entries_of_a_map_that_the_other_build_has_otherwise_stay_behind() -> None:
     wider = HASH._replace(value_size=12, stride=12)
     given = Input((Step(b""),), ((0, b"keys", b"12345678"),))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 from bpfunit.explorer.case import Budget
 from bpfunit.explorer.deepen import Deepening
+from bpfunit.explorer.diff import compare_sides
 from bpfunit.explorer.facts import BRANCH, Facts, Site
 from bpfunit.explorer.search import Search
+from bpfunit.explorer.side import Description
 from bpfunit.explorer.wire import Input, Outcome, StepOutcome
 
 pytestmark = pytest.mark.host
@@ -77,3 +79,31 @@ def test_inputs_run_twice_and_one_behind_another() -> None:
     pairs = [steps for steps in lengths if len(steps) == 2]
     assert any(one == two for one, two in pairs)
     assert any(one != two for one, two in pairs)
+
+
+class Build(Program):
+    """The program as a side of a comparison, which returns a number of its own at one border."""
+
+    def __init__(self, returns: int) -> None:
+        super().__init__()
+        self.described = Description(FACTS, [])
+        self.returns = returns
+
+    def run(self, ctx: bytes) -> StepOutcome:
+        a, b, _ = struct.unpack("<III", ctx)
+        outcome = super().run(ctx)
+        return outcome._replace(retval=self.returns if a == 7 and b == 101 else 1)
+
+    def begin(self, inputs: Sequence[Input]) -> Iterator[Outcome]:
+        return iter(self.execute(inputs))
+
+    def body(self, given: Input) -> list[str]:
+        return [given.steps[0].ctx.hex()]
+
+
+def test_builds_that_differ_at_one_border_are_told_apart_and_the_same_are_not() -> None:
+    found = compare_sides(Build(0), Build(2), seconds=20)
+    assert found.differs
+    assert found.differences == ["return value: 0 before, 2 now"]
+    assert found.test == [struct.pack("<III", 7, 101, 0).hex()]
+    assert not compare_sides(Build(2), Build(2), seconds=2).differs
