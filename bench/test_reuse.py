@@ -25,6 +25,7 @@ from tests.hook.mesh import MAP_TYPES, Mesh
 
 TESTS = range(8)
 ENTRIES = 50
+RUNS = 50
 
 pytestmark = [pytest.mark.bpf_plain]
 
@@ -126,6 +127,29 @@ class TestCostly(Between):
 
     def test_of_a_costly_program(self, end: Any, built: Path):
         end(c_program(built, built / "costly.bpf.o", "costly", 1))
+
+
+@pytest.mark.benchmark(group="one crafted run of the hook")
+@pytest.mark.parametrize("read", [False, True], ids=["run", "run_and_what_it_did"])
+def test_crafted_run(bpf_benchmark: Any, bpf_load: Any, bpf_object_path: Path, read: bool):
+    mesh = Mesh(bpf_load(bpf_object_path, map_types=MAP_TYPES), families.ALL[0])
+    mesh.manage()
+    maps = mesh.obj.maps
+    maps.km_backend[7] = {"addr": {"ip4": 0x0500F40A}}
+    maps.km_frontend[{"addr": {"ip4": 0x0100600A}}] = {"upstream_id": 7}
+    run = mesh.obj.programs.cgroup_connect4_prog.run
+    figures = []
+    for _ in range(RUNS):
+        start = time.perf_counter_ns()
+        result = run("10.96.0.1:80")
+        if read:
+            told = result.retval, result.dst, result.untouched, result.log, result.storage()
+        figures.append(time.perf_counter_ns() - start)
+    assert result.storage() is not None
+    if read:
+        assert told[:2] == (1, "10.96.0.1:80")
+    mesh.close()
+    bpf_benchmark.record(figures[5:])
 
 
 @pytest.mark.benchmark(group="one map entry from a Python dict")

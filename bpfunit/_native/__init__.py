@@ -8,19 +8,25 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import mmap
 import os
 import platform
 import shutil
 import subprocess
+import sys
+import sysconfig
 import tempfile
 from enum import IntEnum
 from functools import lru_cache
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import Any
 
 from bpfunit._paths import cache_dir
 
 SOURCES = [Path(__file__).with_name(name) for name in ("bulk.c", "explore.c", "rewind.c")]
+_EXTENSION = [Path(__file__).with_name(name) for name in ("calls.c", "python_abi.h")]
 _COMPILERS = ("cc", "gcc", "clang")
 PATH_VARIABLE = "BPFUNIT_NATIVE"
 _TIMEOUT_S = 120  # a loaded machine under emulation; one file takes a second natively
@@ -96,6 +102,64 @@ class Exploration(ctypes.Structure):
     ]
 
 
+class Stored(ctypes.Structure):
+    """``struct stored`` of ``calls.c``."""
+
+    _fields_ = [("map_fd", _i32), ("value_size", _u32)]
+
+
+class WatchedRing(ctypes.Structure):
+    """``struct ring`` of ``calls.c``."""
+
+    _fields_ = [
+        ("consumer", _ptr),
+        ("producer", _ptr),
+        ("data", _ptr),
+        ("mask", _u64),
+        ("until", _u64),
+    ]
+
+
+class Probes(ctypes.Structure):
+    """``struct probes`` of ``calls.c``."""
+
+    _fields_ = [
+        ("memory", _ptr),
+        ("earlier", _ptr),
+        ("size", _u32),
+        ("width", _u32),
+        ("was_hit", _u32),
+    ]
+
+
+class Probed(ctypes.Structure):
+    """``struct probed`` of ``calls.c``."""
+
+    _fields_ = [("count", _u64), ("programs", _ptr)]
+
+
+class Run(ctypes.Structure):
+    """``struct run`` of ``calls.c``."""
+
+    _fields_ = [
+        ("prog_fd", _i32),
+        ("flags", _u32),
+        ("fd_offset", _i32),
+        ("made_of_offset", _i32),
+        ("has_ctx_out", _u32),
+        ("asks_for_engine", _u32),
+        ("storages", _u32),
+        ("rings", _u32),
+        ("recorders", _u32),
+        ("storage", _ptr),
+        ("ring", _ptr),
+        ("recorder", _ptr),
+        ("record_size", _u32),
+        ("recorder_capacity", _u32),
+        ("probed", _ptr),
+    ]
+
+
 class Job(ctypes.Structure):
     """``struct job`` of ``bulk.c``."""
 
@@ -163,16 +227,37 @@ def library_path() -> Path:
     hands the path over in ``$BPFUNIT_NATIVE``.
     """
     handed = Path(os.environ.get(PATH_VARIABLE, "/nonexistent"))
-    if handed.is_file():
-        return handed
-    sources = b"".join(source.read_bytes() for source in SOURCES)
-    digest = hashlib.sha256(sources).hexdigest()[:16]
-    return cache_dir() / "native" / f"loops-{platform.machine()}-{digest}.so"
+    return handed if handed.is_file() else cache_dir() / "native" / _named("loops", SOURCES)
+
+
+def extension_path() -> Path:
+    """Return where the Python extension is, or would be: beside the loops."""
+    return library_path().with_name(_named("calls", _EXTENSION))
+
+
+def _named(name: str, sources: list[Path]) -> str:
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
+    return f"{name}-{platform.machine()}-{digest}.so"
 
 
 def build() -> Path | None:
-    """Compile the loops unless that is done; return the library, None without a C compiler."""
-    target = library_path()
+    """Compile what is not compiled yet; return the loops, None without a C compiler."""
+    build_extension()
+    return _build(library_path(), SOURCES)
+
+
+def build_extension() -> Path | None:
+    """Compile the Python extension; None without a C compiler, or for a Python that it is not for.
+
+    It is for CPython with a global interpreter lock, whose objects have the layout of the stable
+    ABI.
+    """
+    if sys.implementation.name != "cpython" or sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return None
+    return _build(extension_path(), _EXTENSION[:1])
+
+
+def _build(target: Path, sources: list[Path]) -> Path | None:
     if target.exists():
         return target
     compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
@@ -185,7 +270,7 @@ def build() -> Path | None:
         return None  # a cache that cannot be written: the loop in Python serves
     os.close(handle)
     command = [compiler, "-O2", "-shared", "-fPIC", "-Wall", "-Werror", "-o", name]
-    command += map(str, SOURCES)
+    command += map(str, sources)
     try:
         subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT_S)
         Path(name).replace(target)
@@ -194,6 +279,21 @@ def build() -> Path | None:
             Path(name).unlink()
         return None
     return target
+
+
+@lru_cache(maxsize=1)
+def extension() -> Any:
+    """Return the module of ``calls.c``, None where it cannot be had."""
+    path = build_extension()
+    if path is None:
+        return None
+    loader = ExtensionFileLoader("bpfunit_calls", str(path))
+    try:
+        module = module_from_spec(spec_from_loader(loader.name, loader))  # type: ignore[arg-type]
+        loader.exec_module(module)
+    except ImportError:
+        return None  # made for another Python: the same is done here, slower
+    return module
 
 
 @lru_cache(maxsize=1)
@@ -243,3 +343,30 @@ def map_state(fd: int) -> tuple[int, int]:
     if error:
         raise OSError(error, os.strerror(error))
     return memory.value, frozen.value
+
+
+class _Buffer(ctypes.Structure):
+    """``Py_buffer`` of CPython."""
+
+    _fields_ = [
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.py_object),
+        ("len", ctypes.c_ssize_t),
+        ("itemsize", ctypes.c_ssize_t),
+        ("readonly", ctypes.c_int),
+        ("ndim", ctypes.c_int),
+        ("format", ctypes.c_char_p),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("suboffsets", ctypes.c_void_p),
+        ("internal", ctypes.c_void_p),
+    ]
+
+
+def address_of(memory: mmap.mmap) -> int:
+    """Return where a mapping lies, also one that cannot be written, which ctypes refuses."""
+    view = _Buffer()
+    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(memory), ctypes.byref(view), 0)
+    address = view.buf
+    ctypes.pythonapi.PyBuffer_Release(ctypes.byref(view))
+    return int(address or 0)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
+from bpfunit import _native
 from bpfunit._sys import bpf, uapi
 from bpfunit.coverage.model import Model, describe
 from bpfunit.coverage.path import Path
@@ -31,25 +34,41 @@ class _Instrumented:
     model: Model
     map: ValueMap
     template: Template
-    earlier: list[int] = field(default_factory=list)
+    earlier: Any = field(init=False)  # an array of 64-bit numbers, which C adds to
+
+    def __post_init__(self) -> None:
+        self.earlier = (ctypes.c_uint64 * max(self.map.size // self.model.mode.width, 1))()
 
     def counts(self) -> list[int]:
         """Return the probes' counts since the map was last cleared."""
+        return self.counts_of(self.map.memory[: self.map.size])
+
+    def counts_of(self, memory: bytes) -> list[int]:
+        """Return the probes' counts that the map's memory stands for."""
         count = len(self.model.probes)
         if self.model.mode is Mode.FLAGS:
-            return list(self.map.memory[:count])
-        return list(struct.unpack_from(f"={count}Q", self.map.memory, 0))
+            return list(memory[:count])
+        return list(struct.unpack_from(f"={count}Q", memory, 0))
 
     def was_hit(self) -> bool:
         """Whether any probe was passed since the map was last cleared."""
-        return self.map.memory[: self.map.size].count(0) != self.map.size
+        return self.map.memory[: self.map.size] != bytes(self.map.size)
 
     def set_aside(self) -> None:
         """Add the counts to `earlier` and start from zero."""
         if self.was_hit():
-            counts = self.counts()
-            self.earlier = [a + b for a, b in zip(self.earlier, counts, strict=True)]
+            for number, count in enumerate(self.counts()):
+                self.earlier[number] += count
             self.map.clear()
+
+    def take(self) -> dict[int, int]:
+        """Return the counts above zero since the last call, by probe."""
+        self.set_aside()
+        if bytes(self.earlier) == bytes(ctypes.sizeof(self.earlier)):  # most programs, mostly
+            return {}
+        found = {n: count for n, count in enumerate(self.earlier) if count}
+        ctypes.memset(self.earlier, 0, ctypes.sizeof(self.earlier))
+        return found
 
 
 class CoverageRecorder:
@@ -72,6 +91,9 @@ class CoverageRecorder:
         self.refused: dict[str, str] = {}
         self.beyond: dict[str, str] = {}
         self._programs: dict[str, _Instrumented] = {}
+        self._in_order: list[_Instrumented] = []  # as C numbers them
+        self._rows: Any = None
+        self._probed = _native.Probed()
 
     # The pass.
 
@@ -87,6 +109,8 @@ class CoverageRecorder:
                 self.refused[program.name] = str(error)
                 return
             self._programs[known.model.key] = known
+            self._in_order.append(known)
+            self._show_to_c()
         program.accept(known.template.for_load(program.image.insns))
 
     def _known(self, program: ProgramCode) -> _Instrumented | None:
@@ -136,7 +160,21 @@ class CoverageRecorder:
             sizes=(len(program.insns), len(patched.insns)),
             **describe(program, flow),
         )
-        return _Instrumented(model, probes_map, template, [0] * len(placement.probes))
+        return _Instrumented(model, probes_map, template)
+
+    def _show_to_c(self) -> None:
+        rows = [
+            _native.Probes(
+                _native.address_of(one.map.memory),
+                ctypes.addressof(one.earlier),
+                one.map.size,
+                one.model.mode.width,
+                0,
+            )
+            for one in self._in_order
+        ]
+        self._rows = (_native.Probes * len(rows))(*rows)
+        self._probed.count, self._probed.programs = len(rows), ctypes.addressof(self._rows)
 
     # The readings.
 
@@ -148,11 +186,8 @@ class CoverageRecorder:
         """Return what was hit since the last call, and start from zero."""
         hits: Hits = {}
         for key, program in self._programs.items():
-            program.set_aside()
-            found = {n: count for n, count in enumerate(program.earlier) if count}
-            if found:
+            if found := program.take():
                 hits[key] = found
-                program.earlier = [0] * len(program.earlier)
         return hits
 
     # One run.
@@ -167,9 +202,23 @@ class CoverageRecorder:
         ran = [program for program in self._programs.values() if program.was_hit()]
         return Path([(program.model, program.counts()) for program in ran])
 
+    def memory(self) -> int:
+        """Return the address of what C needs for `run_starts` and `run_ended`."""
+        return ctypes.addressof(self._probed)
+
+    def path_of(self, parts: Sequence[tuple[int, bytes]]) -> Path:
+        """Return what `run_ended` would, from what C saw.
+
+        Args:
+            parts: of each program that ran its number, and its map's memory after the run.
+        """
+        ran = [(self._in_order[number], memory) for number, memory in parts]
+        return Path([(program.model, program.counts_of(memory)) for program, memory in ran])
+
     def close(self) -> None:
         """Release all maps; call `take` first."""
-        for program in self._programs.values():
+        self._probed.count = 0
+        for program in self._in_order:
             program.map.close()
         self._programs.clear()
 

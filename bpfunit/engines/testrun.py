@@ -55,7 +55,7 @@ class TestRunEngine:
         if of_type.once:
             self._run_once_each(program, request, attr, ctx_in)
         elif (result := bpf.call(Cmd.PROG_TEST_RUN, attr)) < 0:
-            raise _refused(program, request, attr, -result)
+            raise refused(program, request, attr, -result)
         answer = b""
         if ctx_out is not None and ctx is not None:
             # what the kernel has and the caller's structure has not is cut
@@ -84,7 +84,7 @@ class TestRunEngine:
                 ctypes.memmove(ctx_in, crafted, len(crafted))
             result = bpf.call(Cmd.PROG_TEST_RUN, attr)
             if result < 0:
-                raise _refused(program, request, attr, -result)
+                raise refused(program, request, attr, -result)
 
     def prepared(
         self, program: ProgramRef
@@ -93,7 +93,15 @@ class TestRunEngine:
         return nullcontext(partial(self.run, program))
 
 
-def _refused(program: ProgramRef, request: Request, attr: TestRunAttr, error: int) -> SyscallError:
+def refused(program: ProgramRef, request: Request, attr: TestRunAttr, error: int) -> SyscallError:
+    """Return the error of a test run that the kernel refused, with what to do about it.
+
+    Args:
+        program: what was run.
+        request: with what.
+        attr: what the kernel left in ``data_size_out`` counts.
+        error: the errno.
+    """
     if error == errno.ENOSPC and request.data and attr.data_size_out > request.data_size_out:
         before, after = program.type.headers
         size = attr.data_size_out - after

@@ -207,9 +207,9 @@ class Executor:
             map=ctypes.addressof(maps),
             ring=ctypes.addressof(ring_array),
             site=ctypes.addressof(sites),
-            head=_address(recorder.ring.memory),
+            head=_native.address_of(recorder.ring.memory),
             record_mask=RECORDS - 1,
-            stub=_address(recorder.stub_memory.memory),
+            stub=_native.address_of(recorder.stub_memory.memory),
             stub_default=self._kept(bytes(default)),
             stub_size=16 * len(facts.stubs),
             out=ctypes.addressof(self._out),
@@ -230,10 +230,10 @@ class Executor:
                 continue
             consumer = mmap.mmap(one.fd, page)
             rest = mmap.mmap(one.fd, page + 2 * one.max_entries, prot=mmap.PROT_READ, offset=page)
-            start = _address_of_readonly(rest)
+            start = _native.address_of(rest)
             self.ring_names.append(one.name)
             self._keep += [consumer, rest]
-            yield (_address(consumer), start, start + page, one.max_entries - 1)
+            yield (_native.address_of(consumer), start, start + page, one.max_entries - 1)
 
     def _load_spy(self) -> int:
         """Load what stands for any program that could be in a program array."""
@@ -287,37 +287,6 @@ def _only_value(fd: int, size: int) -> bytes:
     attr = uapi.MapElemAttr(map_fd=fd, key=ctypes.addressof(key), value=ctypes.addressof(value))
     bpf.call_checked("read data section", Cmd.MAP_LOOKUP_ELEM, attr)
     return value.raw
-
-
-def _address(memory: mmap.mmap) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
-
-
-def _address_of_readonly(memory: mmap.mmap) -> int:
-    """Return where a mapping lies that ctypes refuses, since it cannot be written."""
-    view = _Buffer()
-    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(memory), ctypes.byref(view), 0)
-    address = view.buf
-    ctypes.pythonapi.PyBuffer_Release(ctypes.byref(view))
-    return int(address or 0)
-
-
-class _Buffer(ctypes.Structure):
-    """``Py_buffer`` of CPython."""
-
-    _fields_ = [
-        ("buf", ctypes.c_void_p),
-        ("obj", ctypes.py_object),
-        ("len", ctypes.c_ssize_t),
-        ("itemsize", ctypes.c_ssize_t),
-        ("readonly", ctypes.c_int),
-        ("ndim", ctypes.c_int),
-        ("format", ctypes.c_char_p),
-        ("shape", ctypes.c_void_p),
-        ("strides", ctypes.c_void_p),
-        ("suboffsets", ctypes.c_void_p),
-        ("internal", ctypes.c_void_p),
-    ]
 
 
 def _kind(map_type: int) -> int | None:

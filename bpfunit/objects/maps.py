@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, Protocol
 
+from bpfunit import _native
 from bpfunit._sys import bpf, libbpf, uapi
 from bpfunit._sys.uapi import Cmd, MapType
 from bpfunit.errors import ENOTSUPP, FieldValueError, SyscallError
@@ -100,6 +101,8 @@ class Map(MutableMapping[Any, Any]):
             self._stride = (self.value_size + 7) // 8 * 8
         self._value_stride = (self._stride * (self._cpus if self.percpu else 1)) or 1
         self._buffers = _Buffers(self.key_size or 1, self._value_stride)
+        self._in_c = _native.extension()
+        self._is_plain = not self.percpu and self.type not in {*uapi.FD_MAPS, *uapi.SOCKET_MAPS}
         # what the test wrote, for failure reports; bounded, a property test writes without end
         self.touched: deque[tuple[str, Any, Any]] = deque(maxlen=100)
         self.written: set[bytes] | None = None
@@ -198,12 +201,14 @@ class Map(MutableMapping[Any, Any]):
 
     def encode_key(self, key: Any) -> bytes:
         """Return the key's bytes as the kernel sees them."""
-        if self._is_storage() and hasattr(key, "fileno"):
+        if self.type == MapType.SK_STORAGE and hasattr(key, "fileno"):
             key = key.fileno()
         return self._encode("key", self.key_type, self.key_size, key)
 
     def encode_value(self, value: Any) -> bytes:
         """Return the value's bytes as the kernel sees them, all CPUs of a per-CPU map."""
+        if self._is_plain:
+            return self._encode("value", self.value_type, self.value_size, value)
         if self.type in uapi.FD_MAPS and not isinstance(value, (int, bytes)):
             value = self._descriptor_of(value)
         if self.type in uapi.SOCKET_MAPS and hasattr(value, "fileno"):
@@ -237,10 +242,10 @@ class Map(MutableMapping[Any, Any]):
 
     # -- the mapping
 
-    def _buffers_for(self, key: Any) -> _Buffers:
+    def _buffers_for(self, raw: bytes) -> _Buffers:
         """Return this thread's buffers, with the key written."""
         buffers = self._buffers
-        ctypes.memmove(buffers.key, self.encode_key(key), self.key_size)
+        ctypes.memmove(buffers.key, raw, self.key_size)
         buffers.attr.map_fd, buffers.attr.flags = self.descriptor, 0
         return buffers
 
@@ -262,15 +267,24 @@ class Map(MutableMapping[Any, Any]):
 
     def lookup(self, key: Any) -> bytes | None:
         """Return the raw value of ``key``, None when there is none."""
-        buffers = self._buffers_for(key)
-        result = bpf.call(Cmd.MAP_LOOKUP_ELEM, buffers.attr)
-        if result == -errnos.ENOENT:
+        raw_key = self.encode_key(key)
+        size = self._value_stride if self.value_size else 0
+        error = 0
+        if self._in_c is not None:
+            found = self._in_c.look_up(self.descriptor, raw_key, self._value_stride)
+            if type(found) is bytes:
+                return found[:size]
+            error = found
+        else:
+            buffers = self._buffers_for(raw_key)
+            error = -bpf.call(Cmd.MAP_LOOKUP_ELEM, buffers.attr)
+        if error == errnos.ENOENT:
             return None
-        if self._sparse and -result in _NOT_SHOWN:
-            return self._placed.get(buffers.key.raw)
-        if result < 0:
-            raise self._error("look up in map", -result)
-        return buffers.value.raw[: self._value_stride if self.value_size else 0]
+        if self._sparse and error in _NOT_SHOWN:
+            return self._placed.get(raw_key)
+        if error > 0:
+            raise self._error("look up in map", error)
+        return buffers.value.raw[:size]
 
     def __getitem__(self, key: Any) -> Any:
         raw = self.lookup(key)
@@ -285,23 +299,27 @@ class Map(MutableMapping[Any, Any]):
             SyscallError: E2BIG when the map is full, EEXIST or ENOENT by the flags.
         """
         raw = self.encode_value(value)
-        buffers = self._buffers_for(key)
-        ctypes.memmove(buffers.value, raw, len(raw))
-        buffers.attr.flags = flags
-        result = bpf.call(Cmd.MAP_UPDATE_ELEM, buffers.attr)
-        if result < 0:
-            raise self._error("update map", -result)
+        raw_key = self.encode_key(key)
+        if self._in_c is not None:
+            error = self._in_c.put(self.descriptor, raw_key, raw, flags)
+        else:
+            buffers = self._buffers_for(raw_key)
+            ctypes.memmove(buffers.value, raw, len(raw))
+            buffers.attr.flags = flags
+            error = -bpf.call(Cmd.MAP_UPDATE_ELEM, buffers.attr)
+        if error > 0:
+            raise self._error("update map", error)
         if self.written is not None:
-            self._note_written((buffers.key.raw,))
+            self._note_written((raw_key,))
         if self._sparse:
-            self._placed[buffers.key.raw] = raw
+            self._placed[raw_key] = raw
         self.touched.append(("set", key, value))
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.put(key, value)
 
     def __delitem__(self, key: Any) -> None:
-        buffers = self._buffers_for(key)
+        buffers = self._buffers_for(self.encode_key(key))
         attr = uapi.MapElemAttr(map_fd=self.descriptor, key=ctypes.addressof(buffers.key))
         result = bpf.call(Cmd.MAP_DELETE_ELEM, attr)
         if result == -errnos.ENOENT:

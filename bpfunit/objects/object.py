@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from bpfunit import engines
+from bpfunit import _native, engines
 from bpfunit._sys import libbpf, uapi
 from bpfunit._sys.uapi import MapType
 from bpfunit.errors import BpfunitError, NotFoundError, SyscallError
@@ -242,17 +242,13 @@ class Object:
         lib = libbpf.lib()
         size = lib.bpf_program__insn_cnt(handle) * asm.SLOT_SIZE
         code = ctypes.string_at(lib.bpf_program__insns(handle), size)
-        # every test loads thousands of instructions: only the words that matter are looked into
-        words = memoryview(code).cast("Q")
-        mask, immediate = asm.OPCODE_AND_SOURCE, asm.immediate
-        loaded_fds = {immediate(word) for word in words if word & mask == _LOAD_MAP_FD}
-        helpers = {immediate(word) for word in words if word & mask == _CALL_HELPER}
+        loaded_fds, helpers, kfuncs = _scanned(code)
         for fd in loaded_fds:
             target = by_fd.get(fd)
             if isinstance(target, ProgArray):
                 target.users.append(program.ref)
         self.helpers |= helpers
-        self.calls_kernel = self.calls_kernel or any(word & mask == _CALL_KERNEL for word in words)
+        self.calls_kernel = self.calls_kernel or bool(kfuncs)
         self._prints = self._prints or bool(helpers & _PRINTK_HELPERS)
         self._sends = self._sends or bool(helpers & _PERF_OUTPUT_HELPERS)
 
@@ -340,6 +336,20 @@ class Object:
 
     def __repr__(self) -> str:
         return f"<object {self.path.name}: {len(self.programs)} programs, {len(self.maps)} maps>"
+
+
+def _scanned(code: bytes) -> tuple[set[int], set[int], set[int]]:
+    """Return the descriptors that code loads, the helpers it calls, and the kfuncs."""
+    # every test loads thousands of instructions
+    if (extension := _native.extension()) is not None:
+        fds, helpers, kfuncs = map(set, extension.scan(code))
+        return fds, helpers, kfuncs
+    words = memoryview(code).cast("Q")
+    fds, helpers, kfuncs = (
+        {asm.immediate(word) for word in words if word & asm.OPCODE_AND_SOURCE == kind}
+        for kind in (_LOAD_MAP_FD, _CALL_HELPER, _CALL_KERNEL)
+    )
+    return fds, helpers, kfuncs
 
 
 def _map_class(map_type: int) -> type[Map]:

@@ -17,6 +17,7 @@ from bpfunit.objects.logs import LogLine, PerfBuffers, RingBuffers, TraceReader
 from bpfunit.objects.maps import Map
 from bpfunit.progtypes.base import ProgramType
 from bpfunit.rewrite import ambient
+from bpfunit.runs.onecall import OneCall, RingMemory
 from bpfunit.runs.result import Result
 from bpfunit.tailcalls.tailcalls import CallRecorder, ProgArray, TailCall
 
@@ -34,12 +35,16 @@ class Observation:
         engine: the name of the engine to run with, None for the process's choice.
 
     Attributes:
+        traced: whether every tail call is recorded.
+        lock: to be held by whoever runs one of the programs and observes it.
+        prepared: by descriptor, the programs' runs in one call of C; None for those that have none.
+        has_filled_slots: whether anything stands in one of its program arrays.
         escaped: how the object came into hands that nobody sees, "" when it did not.
     """
 
     def __init__(self, name: str = "", engine: str | None = None) -> None:
         self.name = name
-        self.engine = engine
+        self._engine = engine
         self.maps: dict[str, Map] = {}
         self.runs = 0
         self.journal: deque[Result | str] = deque(maxlen=_KEPT)
@@ -48,15 +53,29 @@ class Observation:
         self._logs: dict[str, Any] = {}
         self._buffers: list[RingBuffers | PerfBuffers] = []
         self._trace: TraceReader | None = None
-        self._traced = False
+        self.traced = False
         self._recorders: dict[int, CallRecorder] = {}
         self._observer: ambient.RunObserver | None = None
         self.escaped = ""
+        self.has_filled_slots = False
         self._events: dict[str, list[bytes]] = {}
         self._lines: list[str] = []
         self._resources = ExitStack()
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
+        self.prepared: dict[int, OneCall | None] = {}
+        self._rings: list[Map] = []
+        self._ring_memory: dict[str, RingMemory] = {}
         _live[next(_serial)] = self
+
+    @property
+    def engine(self) -> str | None:
+        """The name of the engine to run with, None for the process's choice."""
+        return self._engine
+
+    @engine.setter
+    def engine(self, name: str | None) -> None:
+        self._engine = name
+        self.prepared.clear()
 
     @contextmanager
     def observing(self) -> Iterator[None]:
@@ -66,7 +85,7 @@ class Observation:
         object, so its observed runs come one after another, whichever threads ask for them. The
         probes of coverage are one for the process: under it, so do those of all objects.
         """
-        with self._lock, ambient.one_run():
+        with self.lock, ambient.one_run():
             yield
 
     def note_escape(self, reason: str) -> None:
@@ -84,7 +103,9 @@ class Observation:
         self.maps = maps
         self.forget()
         self._storages = [maps[one.name] for one in self._storages]
+        self._rings = [maps[one.name] for one in self._rings]
         self._arrays = [one for one in maps.values() if isinstance(one, ProgArray)]
+        self.slots_changed()
 
     def forget(self) -> None:
         """Empty the record of runs and of map changes."""
@@ -100,14 +121,16 @@ class Observation:
         """
         found = self._recorders.get(program_type.number)
         if found is None:
-            found = CallRecorder(program_type, traced=self._traced)
+            found = CallRecorder(program_type, traced=self.traced)
             self._recorders[program_type.number] = found
+            self.prepared.clear()
             self._resources.callback(found.close)
         return found
 
     def trace(self) -> None:
         """Have every tail call recorded that is made by programs loaded from now on."""
-        self._traced = True
+        self.prepared.clear()
+        self.traced = True
 
     def watch(self, maps: dict[str, Map], log_types: Mapping[str, Any] | None = None) -> None:
         """Choose the maps to read after each run: storages, ring buffers, program arrays.
@@ -118,6 +141,7 @@ class Observation:
                 has "log" in it, with records {``__u32 ret; char msg[]``}.
         """
         self.maps = maps
+        self.prepared.clear()
         self._storages = [m for m in maps.values() if m.type == MapType.SK_STORAGE]
         self._arrays = [m for m in maps.values() if isinstance(m, ProgArray)]
         rings = [m for m in maps.values() if m.type == MapType.RINGBUF]
@@ -126,6 +150,9 @@ class Observation:
         self._logs = dict(log_types)
         for array in self._arrays:
             array.recorder = self.recorder
+            array.changed = self.slots_changed
+        self.slots_changed()
+        self._rings = rings
         if rings:
             self._drain(RingBuffers(rings))
 
@@ -134,6 +161,39 @@ class Observation:
         arrays = [m for m in self.maps.values() if m.type == MapType.PERF_EVENT_ARRAY]
         self._drain(PerfBuffers(arrays))
 
+    # -- what runs in one call of C need to know
+
+    def watched(
+        self, program_type: ProgramType
+    ) -> tuple[list[Map], list[Map], CallRecorder | None, list[CallRecorder]]:
+        """Return what runs write: storages, ring buffers, the type's recorder, and all recorders.
+
+        Raises:
+            BpfunitError: they send perf events.
+        """
+        if any(isinstance(one, PerfBuffers) for one in self._buffers):
+            raise BpfunitError("the programs send perf events")
+        own = self._recorders.get(program_type.number)
+        others = [one for one in self._recorders.values() if one is not own]
+        return self._storages, self._rings, own, [own, *others] if own is not None else others
+
+    def ring_memory(self, ring: Map) -> RingMemory:
+        """Return the mapping of a ring buffer of the object, which lasts as long as the object."""
+        found = self._ring_memory.get(ring.name)
+        if found is None:
+            found = self._ring_memory[ring.name] = RingMemory(ring)
+            self._resources.callback(found.close)
+        return found
+
+    @property
+    def printed(self) -> TraceReader | None:
+        """What the programs print, None where they do not."""
+        return self._trace
+
+    def slots_changed(self) -> None:
+        """Learn that a program array of the object holds something else than before."""
+        self.has_filled_slots = any(array.contents for array in self._arrays)
+
     def _drain(self, buffers: RingBuffers | PerfBuffers) -> None:
         self._buffers.append(buffers)
         self._resources.callback(buffers.close)
@@ -141,6 +201,7 @@ class Observation:
     def watch_printk(self) -> None:
         """Collect ``bpf_printk`` lines after each run."""
         self._trace = TraceReader()
+        self.prepared.clear()
         self._resources.callback(self._trace.close)
 
     def before(self) -> None:
@@ -170,10 +231,10 @@ class Observation:
         if recorder := self._recorders.get(result.program_type.number):
             records = recorder.take()
             lost = recorder.lost
-            result.calls = _overflow(recorder) if lost else self.calls_decoder(recorder, records)
-        result.traced, result.blind_spots = self._traced, self.blind_spots()
+            result.calls = recorder.refusal(lost) if lost else self.calls_decoder(recorder, records)
+        result.traced, result.blind_spots = self.traced, self.blind_spots()
         result.events, result.printk = self.said()
-        result.log = self._log_lines(result.events)
+        result.log = self.log_lines(result.events)
         self._events, self._lines = {}, []
         self.remember(result)
 
@@ -207,7 +268,8 @@ class Observation:
 
         return lambda: recorder.decode(records, resolve)
 
-    def _log_lines(self, events: Mapping[str, list[bytes]]) -> list[LogLine]:
+    def log_lines(self, events: Mapping[str, list[bytes]]) -> list[LogLine]:
+        """Return the lines of the object's own log among the records of a run."""
         return [
             LogLine.from_record(name, raw, self._logs[name])
             for name, records in events.items()
@@ -217,7 +279,7 @@ class Observation:
 
     def blind_spots(self) -> list[str]:
         """Return the slots whose entry nobody would see: real programs in an untraced object."""
-        return [] if self._traced else [s for array in self._arrays for s in array.real_slots()]
+        return [] if self.traced else [s for array in self._arrays for s in array.real_slots()]
 
     def bulk_watches(self, program_type: ProgramType) -> tuple[list[Map], CallRecorder | None]:
         """Return what a bulk call collects after each run: storages, and the recorder if any."""
@@ -225,19 +287,9 @@ class Observation:
 
     def close(self) -> None:
         """Release ring buffers, recorder and tracing instance."""
+        self.prepared.clear()
+        self._ring_memory.clear()
         self._resources.close()
-
-
-def _overflow(recorder: CallRecorder) -> Callable[[], list[TailCall]]:
-    lost, capacity = recorder.lost, recorder.CAPACITY
-
-    def refuse() -> list[TailCall]:
-        raise BpfunitError(
-            f"list tail calls: {lost + capacity} records, there is room for {capacity}; "
-            "run with fewer repeats"
-        )
-
-    return refuse
 
 
 def live() -> list[Observation]:

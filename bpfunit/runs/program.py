@@ -11,12 +11,14 @@ from bpfunit import engines
 from bpfunit._sys import bpf, uapi
 from bpfunit.errors import ENOTSUPP, BpfunitError, SyscallError
 from bpfunit.progtypes.base import ContextError, ProgramRef, ProgramType, Request, type_of
-from bpfunit.runs import bulk
+from bpfunit.rewrite import ambient
+from bpfunit.runs import bulk, onecall
 from bpfunit.runs.observation import Observation
-from bpfunit.runs.result import Result
+from bpfunit.runs.result import Answer, Result
 
 if TYPE_CHECKING:
     from bpfunit.objects.maps import Map
+    from bpfunit.runs.onecall import OneCall
 
 _Self = TypeVar("_Self", bound="Program")
 
@@ -219,6 +221,10 @@ class Program:
             BpfunitError: as :meth:`run`.
         """
         observation = self.observation
+        if observe and not request.flags and (one := self.one_call()) is not None:
+            done = self._execute_at_once(one, request, ctx_in, shown)
+            if done is not None:
+                return done
         engine = self.engine(observe=observe)
         try:
             with observation.observing() if observe else nullcontext():
@@ -233,14 +239,54 @@ class Program:
                     observation.read_storages(result, request.sock)
         except BpfunitError as error:
             observation.remember(f"{self.name}({ctx_in!r}): {error}")
-            chosen = engines.get(observation.engine).name
-            if getattr(error, "errno", 0) == ENOTSUPP and engine.name != chosen:
-                raise engines.NotApplicableError(
-                    f"run {self.name}: this kernel has no test run for its type, and no real call"
-                    f" of the engine {chosen} reaches it"
-                ) from error
+            self._raise_not_applicable(error, engine.name)
             raise
         return result
+
+    def one_call(self) -> OneCall | None:
+        """Return the program's runs in one call of C, None where they go the long way."""
+        prepared, fd = self.observation.prepared, self.ref.fd
+        try:
+            return prepared[fd]
+        except KeyError:
+            self.check_open()
+            with self.observation.lock:
+                one = prepared[fd] = onecall.prepare(self.ref, self.observation)
+            return one
+
+    def _execute_at_once(
+        self, one: OneCall, request: Request, ctx_in: Any, shown: Mapping[str, Any]
+    ) -> Result | None:
+        """Do what :meth:`execute` does in one call of C; None where another engine is chosen."""
+        observation, of_type = self.observation, self.ref.type
+        try:
+            ctx, data = of_type.encode(request)
+            size = len(ctx) if ctx is not None else 0
+            ctx_room = of_type.ctx_size_out(size) if ctx is not None and of_type.answers else 0
+            data_room = request.data_size_out or of_type.answer_size
+            sock = request.sock.fileno() if request.sock is not None else onecall.NO_SOCKET
+            with observation.lock, ambient.one_run():
+                raw = one.run(ctx, data, ctx_room, data_room, request.repeat, sock)
+                if raw is None:
+                    return None
+                answer = Answer(raw, one, size, ambient.run_observer())
+                result = self.result_class(self.ref, "testrun", answer, ctx_in, **shown)
+                one.note(result)
+        except BpfunitError as error:
+            observation.remember(f"{self.name}({ctx_in!r}): {error}")
+            self._raise_not_applicable(error, "testrun")
+            raise
+        observation.remember(result)
+        return result
+
+    def _raise_not_applicable(self, error: BpfunitError, engine: str) -> None:
+        """Say of a type without real calls, run on the engine of those, that it has no run here."""
+        chosen = engines.get(self.observation.engine).name
+        if getattr(error, "errno", 0) == ENOTSUPP and engine != chosen:
+            raise engines.NotApplicableError(
+                f"run {self.name}: this kernel has no test run for its type, and no real call"
+                f" of the engine {chosen} reaches it"
+            ) from error
 
     def run_many(self, inputs: Iterable[Any] | bytes, **options: Any) -> bulk.BulkResult:
         """Run once for each input, without a Python round trip per field.

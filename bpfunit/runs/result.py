@@ -6,19 +6,44 @@ import ctypes
 import os
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bpfunit.errors import BpfunitError, NotFoundError
-from bpfunit.progtypes.base import ProgramRef, RawOutcome
+from bpfunit.progtypes.base import ProgramRef, ProgramType, RawOutcome
 
 if TYPE_CHECKING:
     from bpfunit.objects.logs import LogLine
+    from bpfunit.runs.onecall import OneCall
     from bpfunit.tailcalls.tailcalls import TailCall
 
 _CALLS = ("calls", "all_calls", "tail_calls", "tail_call_attempts")
 _OBSERVED = ("log", "events", "printk", "path", *_CALLS)
 
+# how what an observed run has is read from its answer; what it printed was noted by then
+_READ: dict[str, Callable[[Any, Any], Any]] = {
+    "log": lambda result, one: one.observation.log_lines(result.events),
+    "events": lambda result, one: one.events(result.answer),
+    "printk": lambda result, one: [],
+    "path": lambda result, one: one.path(result.answer, result._observer),
+    "calls": lambda result, one: list,
+}
+
 KERNEL = os.uname().release
+
+
+class Answer(NamedTuple):
+    """What a run in one call of C left, undecoded: see the fields of :class:`Result`."""
+
+    raw: bytes
+    one: OneCall
+    ctx_size: int
+    observer: Any
+
+    def __getattr__(self, name: str) -> Any:
+        # a type's result may look at what came back as it is made, as at a RawOutcome
+        if name not in RawOutcome._fields:
+            raise AttributeError(f"an answer has no {name}")
+        return getattr(self.one.outcome(self.raw, self.ctx_size), name)
 
 
 class NotObservedError(BpfunitError, AttributeError):
@@ -55,18 +80,60 @@ class Result:
     path: Any
     calls: Callable[[], list[TailCall]]
     traced = False
-    blind_spots: list[str] = []  # noqa: RUF012
-    storages: dict[str, Any] | None = None
+    engine = "testrun"
+    # of a run in one call of C, which is read when it is asked for: the answer, what ran, how many
+    # bytes of context went in, and who observed the branches
+    answer = b""
+    _one: OneCall | None = None
+    _ctx_size = 0
+    _observer: Any = None
 
     def __init__(
-        self, program: ProgramRef, engine: str, outcome: RawOutcome, ctx_in: Any = None
+        self, program: ProgramRef, engine: str, outcome: RawOutcome | Answer, ctx_in: Any = None
     ) -> None:
-        self.program = program.name
-        self.program_type = program.type
-        self.engine = engine
-        self.outcome = outcome
+        self._ref = program
+        if isinstance(outcome, Answer):
+            self.answer, self._one, self._ctx_size, self._observer = outcome
+        else:
+            self.engine = engine
+            self.outcome = outcome
         self.ctx_in = ctx_in
-        self.retval_note = program.type.retval_note(program.attach_type)
+
+    @cached_property
+    def _ref(self) -> ProgramRef:
+        assert self._one is not None, "else it was given"
+        return self._one.ref
+
+    @property
+    def program(self) -> str:
+        """The program's name."""
+        return self._ref.name
+
+    @property
+    def program_type(self) -> ProgramType:
+        """What is known of the program's type."""
+        return self._ref.type
+
+    @property
+    def retval_note(self) -> str:
+        """What ``retval`` is instead, where the kernel does not tell what the program returned."""
+        return self._ref.type.retval_note(self._ref.attach_type)
+
+    @cached_property
+    def outcome(self) -> RawOutcome:
+        """What came back, undecoded."""
+        assert self._one is not None, "else it was given"
+        return self._one.outcome(self.answer, self._ctx_size)
+
+    @cached_property
+    def storages(self) -> dict[str, Any] | None:
+        """What the run's socket had in each storage map; None where nobody can ask for it."""
+        return None if self._one is None else self._one.storages(self.answer)
+
+    @cached_property
+    def blind_spots(self) -> list[str]:
+        """The slots whose entry nobody would have seen."""
+        return []
 
     def __repr__(self) -> str:
         shown = [f"retval={self.retval}", f"ctx={self.ctx!r}", f"engine={self.engine!r}"]
@@ -79,6 +146,9 @@ class Result:
         # only reached for what is not there
         if name not in _OBSERVED:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        if self._one is not None and name in _READ:
+            found = self.__dict__[name] = _READ[name](self, self._one)
+            return found
         asked = "tail_calls" if name in _CALLS else name
         raise NotObservedError(
             f"read {asked} of {self.program}: the run was made with observe=False, so that others"
@@ -113,6 +183,9 @@ class Result:
     @cached_property
     def ctx(self) -> Any:
         """The whole context after the run, of the type that the crafted one had."""
+        return self._context()
+
+    def _context(self) -> Any:
         made_of = type(self.ctx_in)
         if issubclass(made_of, ctypes.Structure):
             return made_of.from_buffer_copy(self.raw_ctx.ljust(ctypes.sizeof(made_of), b"\0"))

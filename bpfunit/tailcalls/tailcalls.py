@@ -162,6 +162,21 @@ class CallRecorder:
             calls.append(TailCall(name, index, target, context, True, self.traced))
         return calls
 
+    def refusal(self, lost: int) -> Callable[[], list[TailCall]]:
+        """Return what refuses to list the calls of a run that made too many.
+
+        Args:
+            lost: how many there was no room for.
+        """
+
+        def refuse() -> list[TailCall]:
+            raise BpfunitError(
+                f"list tail calls: {lost + _CAPACITY} records, there is room for {_CAPACITY}; "
+                "run with fewer repeats"
+            )
+
+        return refuse
+
     def address(self) -> int:
         """Return where the count is mapped, for a reader in C."""
         return ctypes.addressof(ctypes.c_char.from_buffer(self._map.memory))
@@ -264,6 +279,7 @@ class ProgArray(Map):
     """
 
     recorder: Callable[[ProgramType], CallRecorder]
+    changed: Callable[[], None]  # to be told that a slot is filled or emptied, if anybody is
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -280,10 +296,16 @@ class ProgArray(Map):
         """
         super().put(key, value, flags)
         self.contents[int(key)] = value
+        self._tell()
+
+    def _tell(self) -> None:
+        if changed := getattr(self, "changed", None):
+            changed()
 
     def __delitem__(self, key: Any) -> None:
         super().__delitem__(key)
         self.contents.pop(int(key), None)
+        self._tell()
 
     def renewed(self) -> ProgArray:
         """Return the same array as another object, with empty slots; its spies are gone."""

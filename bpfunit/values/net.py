@@ -11,6 +11,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import sys
+from functools import lru_cache
 from typing import Any, Union
 
 _IpLike = Union[str, bytes, int, "IP", ipaddress.IPv4Address, ipaddress.IPv6Address]
@@ -127,6 +128,17 @@ def port(number: int) -> int:
     return socket.htons(number)
 
 
+@lru_cache(maxsize=4096, typed=True)
+def _canonical(address: _IpLike) -> str:
+    # kept: tests name few addresses, and compare with each of them often
+    return str(IP(address))
+
+
+@lru_cache(maxsize=4096)
+def _parsed_text(text: str) -> Endpoint:
+    return Endpoint._parsed(text)
+
+
 class Endpoint(tuple[str, int]):
     """An address and a port: equal to "10.244.0.5:8080" and to ("10.244.0.5", 8080).
 
@@ -141,7 +153,7 @@ class Endpoint(tuple[str, int]):
         """Make an endpoint, its address in canonical text."""
         if not 0 <= port_number <= 0xFFFF:
             raise ValueError(f"endpoint: port {port_number} is out of range 0..65535")
-        return super().__new__(cls, (str(IP(host)), port_number))
+        return super().__new__(cls, (_canonical(host), port_number))
 
     @classmethod
     def parse(cls, value: EndpointLike) -> Endpoint:
@@ -152,6 +164,10 @@ class Endpoint(tuple[str, int]):
         """
         if isinstance(value, Endpoint):
             return value
+        return _parsed_text(value) if type(value) is str else cls._parsed(value)
+
+    @classmethod
+    def _parsed(cls, value: Any) -> Endpoint:
         forms = '"10.96.0.1:80", "[fd00::1]:80" or ("10.96.0.1", 80)'
         try:
             if isinstance(value, tuple):

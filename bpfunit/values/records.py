@@ -223,6 +223,13 @@ def is_address(ctype: Any) -> bool:
     )
 
 
+def address_sizes(ctype: Any) -> int:
+    """Return the sizes of the addresses that an array or record takes, in bytes, added up."""
+    if is_address(ctype):
+        return 4 + 16
+    return 16 * _is_ip6_array(ctype) + 4 * _holds_words(ctype, 1, 4)
+
+
 def read_address(raw: bytes) -> IP:
     """Read 16 bytes as ``struct ip_addr`` has them: IPv4 when all behind the first word is zero."""
     return IP(raw) if any(raw[4:]) else IP(raw[:4])

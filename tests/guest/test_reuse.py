@@ -334,6 +334,15 @@ def test_the_same_object_serves_again_and_its_old_names_are_dead(pool: Pool, pat
     pool.give_back(new)
 
 
+def test_an_object_that_runs_first_in_a_later_test_shows_its_records(
+    pool: Pool, path: Path
+) -> None:
+    pool.give_back(pool.load(path))
+    obj = pool.load(path)
+    assert pool.report.rewound == 1
+    assert len(dial(obj.programs.tell, 1, 0).events["ring"]) == 1
+
+
 def test_one_test_that_loads_twice_has_two(pool: Pool, path: Path) -> None:
     one, other = pool.load(path), pool.load(path)
     one.maps.hash[1] = 1

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 
 import execnet
 import pytest
+from execnet.gateway_base import dumps_internal
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bpfunit import _native
 from bpfunit.plugin.carry import carried, portable
 from bpfunit.plugin.verdict import DEATHS, worst
 from bpfunit.values.net import Endpoint
@@ -86,6 +88,47 @@ def test_a_container_within_itself_and_one_without_bottom_are_cut():
                     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))  # fmt: skip
 def test_every_value_can_be_sent(value: object):
     sent(value)
+
+
+@pytest.fixture(scope="module")
+def dumps() -> Any:
+    """What writes plain values in C."""
+    extension = _native.extension()
+    assert extension is not None, "no C compiler, or Python's headers are missing"
+    return extension.dumps
+
+
+@pytest.mark.parametrize("value", [one for one in PLAIN if "{3}" not in repr(one)], ids=repr)
+def test_plain_values_are_written_in_c_as_execnet_writes_them(dumps: Any, value: object):
+    assert dumps(value) == dumps_internal(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {1},
+        Number.THREE,
+        Whole(7),
+        Path("/a"),
+        -(2**31) - 1,
+        "\udc80",
+        Two(1, Path("x")),
+        [object()],
+    ],
+    ids=repr,
+)
+def test_what_has_to_be_put_in_another_form_first_is_left_to_python(dumps: Any, value: object):
+    assert dumps(value) is None
+    assert dumps([("a", {"b": value})]) is None
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(st.characters())
+                    | st.floats() | st.binary(),
+                    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+                    | st.tuples(inner, inner)))  # fmt: skip
+def test_nothing_is_written_in_c_that_python_would_write_otherwise(dumps: Any, value: object):
+    raw = dumps(value)
+    assert raw is None or raw == dumps_internal(value)
 
 
 class Own(UserWarning):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import bpfunit
-from bpfunit import ip
-from bpfunit.values import records
+from bpfunit import _native, ip
+from bpfunit.values import encoders, records
 from bpfunit.values.encoders import encoder
 from tests.objects import compiled
 
@@ -60,6 +61,19 @@ def some_value(ctype: Any, chance: random.Random, depth: int = 0) -> Any:
     return chance.choice([0, 1, 255, 256, 1 << 16, (1 << 32) - 1, 1 << 32, chance.randrange(99)])
 
 
+@pytest.fixture(params=["in C", "in Python"])
+def made_anew(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Encoders as they are with the extension, and as they are without."""
+    if request.param == "in Python":
+        monkeypatch.setattr(_native, "extension", lambda: None)
+    else:
+        assert _native.extension() is not None
+    encoder.cache_clear()
+    yield
+    encoder.cache_clear()
+
+
+@pytest.mark.usefixtures("made_anew")
 @pytest.mark.parametrize("name", HOOK_TYPES)
 def test_encoders_give_what_records_give(types: Any, name: str) -> None:
     ctype = types[name]
@@ -74,6 +88,15 @@ def test_encoders_give_what_records_give(types: Any, name: str) -> None:
     assert accepted > 200
 
 
+def test_c_writes_what_tests_write_most(types: Any) -> None:
+    extension = _native.extension()
+    value = {"lb_policy": 1, "service_port": [0x5000], "target_port": (1, 2)}
+    raw = extension.encode(encoders.plan(types["service_value"]), value)
+    assert raw == records.encode("m", types["service_value"], value)
+    assert extension.encode(encoders.plan(types["log_event"]), {"ret": 1, "msg": "é"}) is not None
+
+
+@pytest.mark.usefixtures("made_anew")
 def test_encoders_of_awkward_layouts() -> None:
     """Bit-fields, packed and anonymous members, unions in structures, nested arrays."""
     awkward = bpfunit.load_types(compiled("layouts"))

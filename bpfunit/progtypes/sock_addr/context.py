@@ -16,6 +16,7 @@ from bpfunit.progtypes.base import ContextError
 from bpfunit.values.net import Endpoint, EndpointLike, port
 from bpfunit.values.records import StructRecord, array_type
 
+_NO_IP4, _NO_IP6 = bytes(4), bytes(16)
 SOCK_ADDR_SIZE = 72  # sizeof(struct bpf_sock_addr) since Linux 5.3, which added the sk pointer
 
 
@@ -43,9 +44,10 @@ class BpfSockAddr(StructRecord):
         Which of the two addresses it is follows from the one that is set, and from ``user_family``
         where none is: connect and bind show their hooks whatever family the caller wrote.
         """
-        six = self.user_family == socket.AF_INET6 and not self.user_ip4
-        raw = bytes(self.user_ip6) if six or any(self.user_ip6) else self.user_ip4
-        return Endpoint(raw, socket.ntohs(self.user_port & 0xFFFF))
+        raw = bytes(self)
+        four, six = raw[4:8], raw[8:24]
+        is_six = six != _NO_IP6 or (self.user_family == socket.AF_INET6 and four == _NO_IP4)
+        return Endpoint(six if is_six else four, socket.ntohs(self.user_port & 0xFFFF))
 
     @property
     def source(self) -> Endpoint:
