@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 
 from bpfunit._sys.cgroup import Cgroup, CgroupError
 from bpfunit.engines import NotApplicableError, ProgramRef, RawOutcome, Request, register
+from bpfunit.errors import BpfunitError
 from bpfunit.progtypes.base import LiveCalls, registered
 
 __all__ = ["Cgroup", "CgroupError", "LiveEngine"]
@@ -29,8 +30,16 @@ class LiveEngine:
         atexit.register(self.close)
         self._cgroup.enter()
         self._calls: dict[int, LiveCalls] = {}
+        self._refused: dict[int, BpfunitError] = {}
+        # All now, so that whoever counts open descriptors around a test finds no new ones. What a
+        # kernel refuses one type, the others do without.
         for one in list(registered()):
-            if calls := one.make_live_calls(self._cgroup):
+            try:
+                calls = one.make_live_calls(self._cgroup)
+            except BpfunitError as error:
+                self._refused[one.number] = error
+                continue
+            if calls:
                 self._calls[one.number] = calls
 
     def run(self, program: ProgramRef, request: Request) -> RawOutcome:
@@ -50,7 +59,10 @@ class LiveEngine:
 
         Raises:
             NotApplicableError: no real call is known for the program's type.
+            BpfunitError: this kernel refused what observes the type's calls.
         """
+        if refused := self._refused.get(program.type.number):
+            raise refused
         calls = self._calls.get(program.type.number)
         if calls is None:
             known = ", ".join(one.name for one in registered() if one.number in self._calls)

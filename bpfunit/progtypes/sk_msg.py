@@ -1,4 +1,4 @@
-"""``sk_msg`` programs: a message on its way out of a TCP socket (Linux 4.17), run by the module.
+"""``sk_msg`` programs: a message on its way out of a TCP socket (Linux 4.17).
 
 The kernel asks the program of a sockmap about what one of the map's sockets sends: it goes on,
 nowhere, or to another socket, and the program may put bytes in, take some out, or ask to see more.
@@ -13,10 +13,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple, cast
 
+from bpfunit._sys.cgroup import Cgroup
 from bpfunit._sys.sockets import tcp_pair
 from bpfunit._sys.uapi import AttachType, ProgType
-from bpfunit.progtypes.base import ContextError, Request, register
+from bpfunit.progtypes.base import ContextError, LiveCalls, Request, register
 from bpfunit.progtypes.headed import VERSION, HeadedType
+from bpfunit.progtypes.sk_msg_live import Crafted, SkMsgCalls
 from bpfunit.progtypes.sockmap import Form, RedirectResult, RedirectRun
 from bpfunit.runs.program import Program
 
@@ -149,9 +151,34 @@ class SkMsgProgram(Program):
         return self._request(given, (), False, _HEADROOM)
 
 
+def _crafted(data: bytes) -> Crafted:
+    """Read what :meth:`SkMsgProgram.run` has packed."""
+    _, flags, _, _, *lengths = _HEADER.unpack_from(data)
+    fragments = tuple(length for length in lengths if length)
+    return Crafted(data[_HEADER.size :], fragments, bool(flags & _SHARED))
+
+
+def _live_answer(
+    *,
+    error: int,
+    redirected: bool,
+    apply_bytes: int,
+    cork_bytes: int,
+    ingress: int,
+    target: tuple[int, int],
+    data: bytes,
+) -> bytes:
+    """Return what the module would have answered to what a real send did."""
+    verdict = "drop" if error else "redirect" if redirected else "pass"
+    where = (ingress, *target) if redirected else (0, 0, 0)
+    numbers = (-error, _VERDICTS.index(verdict), len(data), apply_bytes, cork_bytes, *where)
+    return _RESULT.pack(*numbers) + data
+
+
 class SkMsgType(HeadedType):
     """What is known of ``BPF_PROG_TYPE_SK_MSG``."""
 
+    live = True
     sections: Mapping[str, int] = {"sk_msg": AttachType.SK_MSG_VERDICT}
     takes = "the message (data=)"
     headers = (_HEADER.size, _RESULT.size)
@@ -164,6 +191,10 @@ class SkMsgType(HeadedType):
     wants_socket = "pass sock=, which sends"
     program_class = SkMsgProgram
     example = 'b"GET / HTTP/1.1"'
+
+    def make_live_calls(self, cgroup: Cgroup) -> LiveCalls:
+        """Return the sends of sockets of a sockmap."""
+        return SkMsgCalls(_crafted, _live_answer)
 
 
 register(SkMsgType(ProgType.SK_MSG))

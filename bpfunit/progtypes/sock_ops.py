@@ -1,4 +1,4 @@
-"""``sock_ops`` programs: the life of a TCP connection, op by op (Linux 4.13), run by the module."""
+"""``sock_ops`` programs: the life of a TCP connection, op by op (Linux 4.13)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple, cast
 
+from bpfunit._sys.cgroup import Cgroup
 from bpfunit._sys.sockets import tcp_pair
 from bpfunit._sys.uapi import AttachType, ProgType
-from bpfunit.progtypes.base import ContextError, Request, register
+from bpfunit.progtypes.base import ContextError, LiveCalls, Request, register
 from bpfunit.progtypes.headed import VERSION, HeadedType
 from bpfunit.progtypes.packet import PacketResult
+from bpfunit.progtypes.sock_ops_live import Crafted, Seen, SockOpsCalls
 from bpfunit.runs.bulk import BulkRun
 from bpfunit.runs.program import Program
 
@@ -74,6 +76,11 @@ _WANTED = {
     "tcp_listen": "listen",
 }
 _ARGS = {"rto": 3, "retrans": 3, "state": 2, "rtt": 2, "hdr_opt_len": 1, "write_hdr_opt": 1}
+# ops that an ordinary call leads to: connect(2), listen(2), shutdown(2), a reset
+_REAL = (
+    *("timeout_init", "rwnd_init", "tcp_connect", "needs_ecn", "active_established"),
+    *("passive_established", "tcp_listen", "state"),
+)
 _WITH_ROOM = ("hdr_opt_len", "write_hdr_opt")
 _ROOM = 40  # MAX_TCP_OPTION_SPACE
 _CURRENT_MSS = 1  # BPF_WRITE_HDR_TCP_CURRENT_MSS: no packet yet, the kernel asks for the MSS
@@ -273,7 +280,9 @@ class SockOpsProgram(Program):
             request = self._request(op, used, args, skb, cb_flags, option_room)
             packet = cast("bytes", request.data)[_HEADER.size :]
             result = self.execute(
-                request._replace(sock=used, repeat=repeat), observe=observe, data_in=packet
+                request._replace(sock=used, repeat=repeat, fresh=sock is None),
+                observe=observe,
+                data_in=packet,
             )
         return cast("SockOpsResult", result)
 
@@ -367,9 +376,30 @@ def _socket_for(op: str, stack: ExitStack) -> socket.socket:
     return stack.enter_context(tcp_pair())[op == "passive_established"]
 
 
+def _crafted(data: bytes) -> Crafted:
+    """Read what :meth:`SockOpsProgram.run` has packed."""
+    _, bits, _, _, number, *args, flags, room = _HEADER.unpack_from(data)
+    op, extra = _NAMES.get(number, str(number)), ""
+    if len(data) > _HEADER.size or room:
+        extra = "a real op comes with a packet of the kernel's own; leave out skb= and option_room="
+    elif op not in _REAL:
+        extra = f"no ordinary call leads to {op} and nothing else; {', '.join(_REAL)} are made"
+    states = (_STATE_NAMES.get(args[0], ""), _STATE_NAMES.get(args[1], ""))
+    wanted = flags if bits & _SET_CB_FLAGS else None
+    if op == "state" and not (wanted or 0) & CB_FLAGS["state"]:
+        extra = extra or 'the kernel calls it where it is on alone: say cb_flags=["state"]'
+    return Crafted(op, number, states, tuple(args), wanted, extra)
+
+
+def _live_answer(seen: Seen) -> bytes:
+    """Return what the module would have answered to what a real op did."""
+    return _RESULT.pack(-seen.error, *seen.replylong, seen.cb_flags, 0, 0)
+
+
 class SockOpsType(HeadedType):
     """What is known of ``BPF_PROG_TYPE_SOCK_OPS``."""
 
+    live = True
     sections: Mapping[str, int] = {"sockops": AttachType.CGROUP_SOCK_OPS}
     takes = "give it an op by its name"
     headers = (_HEADER.size, _RESULT.size)
@@ -393,6 +423,10 @@ class SockOpsType(HeadedType):
             names = (_STATE_NAMES.get(old, str(old)), _STATE_NAMES.get(new, str(new)))
             return f"no kernel goes from {names[0]} to {names[1]} on a socket in {state}"
         return f"the socket is in {state}; {op} is called in {_WANTED.get(op, 'another state')}"
+
+    def make_live_calls(self, cgroup: Cgroup) -> LiveCalls:
+        """Return connect(2), listen(2) and the ends of connections."""
+        return SockOpsCalls(cgroup, _crafted, _live_answer)
 
 
 register(SockOpsType(ProgType.SOCK_OPS))

@@ -19,7 +19,7 @@ LD, LDX, ST, STX, ALU, JMP, JMP32, ALU64 = range(8)
 # Jump operations, the upper four bits of an opcode of class JMP or JMP32.
 JA, JEQ, JGT, JGE, JNE, CALL, EXIT, JCOND = 0x00, 0x10, 0x20, 0x30, 0x50, 0x80, 0x90, 0xE0
 # ALU operations that the analyses have to know.
-ADD, MUL, AND, LSH, NEG, MOD, MOV, END = 0x00, 0x20, 0x50, 0x60, 0x80, 0x90, 0xB0, 0xD0
+ADD, SUB, MUL, AND, LSH, NEG, MOD, MOV, END = 0x00, 0x10, 0x20, 0x50, 0x60, 0x80, 0x90, 0xB0, 0xD0
 
 LD_IMM64 = 0x18
 MODE_ABS, MODE_IND, MODE_ATOMIC = 0x20, 0x40, 0xC0
@@ -192,6 +192,11 @@ def load_imm64(dst: int, value: int) -> list[Insn]:
 def load_map_value(dst: int, fd: int, offset: int) -> list[Insn]:
     """``dst = address of byte offset in the only value of the array map fd`` (since Linux 5.2)."""
     return [Insn(LD_IMM64, dst, PSEUDO_MAP_VALUE, 0, fd), Insn(0, imm=offset)]
+
+
+def load_map_fd(dst: int, fd: int) -> list[Insn]:
+    """``dst = the map fd``, as helpers take it."""
+    return [Insn(LD_IMM64, dst, PSEUDO_MAP_FD, 0, fd), Insn(0)]
 
 
 def mov_imm(dst: int, value: int) -> Insn:

@@ -12,7 +12,6 @@ All three look only at the one socket whose cookie the record names.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import mmap
 import os
 import struct
@@ -20,8 +19,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bpfunit._sys import bpf, uapi
-from bpfunit._sys.uapi import AttachType, Cmd, MapType, ProgType
+from bpfunit._sys.uapi import AttachType, MapType, ProgType
 from bpfunit.errors import BpfunitError, SyscallError
+from bpfunit.progtypes import watching
 from bpfunit.progtypes.sock_addr.context import HOOKS
 from bpfunit.progtypes.sock_addr.program import SOCK_ADDR
 from bpfunit.rewrite import insn as asm
@@ -117,27 +117,6 @@ def _exit_watcher(map_fd: int, retval_offset: int) -> bytes:
     return asm.encode([*head, *body, asm.mov_imm(0, 0), asm.exit_()])
 
 
-def _main_function(prog_fd: int) -> int:
-    """Return the BTF type id of a program's main function, 0 for a program without BTF."""
-    info = bpf.object_info("read program info", prog_fd, uapi.ProgInfo())
-    if not info.nr_func_info:
-        return 0
-    records = ctypes.create_string_buffer(info.func_info_rec_size)
-    wanted = uapi.ProgInfo(
-        nr_func_info=1,
-        func_info_rec_size=info.func_info_rec_size,
-        func_info=ctypes.addressof(records),
-    )
-    bpf.object_info("read program info", prog_fd, wanted)
-    return int(struct.unpack_from("=II", records)[1])
-
-
-class _TracepointAttr(ctypes.Structure):
-    """The ``BPF_RAW_TRACEPOINT_OPEN`` part of ``union bpf_attr``, which also attaches ``fexit``."""
-
-    _fields_ = [("name", ctypes.c_uint64), ("prog_fd", ctypes.c_uint32)]
-
-
 class Probes:
     """The observers of one attach type, with the record they write.
 
@@ -186,7 +165,7 @@ class Probes:
 
         It is not for a program without BTF, or on a kernel without ``CONFIG_DEBUG_INFO_BTF``.
         """
-        function = _main_function(prog_fd)
+        function = watching.main_function(prog_fd)
         if not function:
             yield False
             return
@@ -200,7 +179,7 @@ class Probes:
             yield False
             return
         try:
-            link = bpf.call(Cmd.RAW_TRACEPOINT_OPEN, _TracepointAttr(prog_fd=watcher))
+            link = watching.link(watcher)
             if link < 0:
                 yield False
                 return
@@ -213,18 +192,7 @@ class Probes:
 
     def _load_exit_watcher(self, prog_fd: int, function: int, offset: int) -> int:
         code = _exit_watcher(self._map, offset)
-        insns, licence = ctypes.create_string_buffer(code, len(code)), ctypes.c_char_p(b"GPL")
-        attr = uapi.ProgLoadAttr(
-            prog_type=ProgType.TRACING,
-            expected_attach_type=AttachType.TRACE_FEXIT,
-            insns=ctypes.addressof(insns),
-            insn_cnt=len(code) // asm.SLOT_SIZE,
-            license=ctypes.cast(licence, ctypes.c_void_p).value,
-            prog_name=b"bpfunit_exit",
-            attach_prog_fd=prog_fd,
-            attach_btf_id=function,
-        )
-        return bpf.call(Cmd.PROG_LOAD, attr)
+        return watching.load("bpfunit_exit", AttachType.TRACE_FEXIT, code, function, prog_fd)
 
     def arm(self, cookie: int) -> None:
         """Forget what was seen, and watch the socket with this cookie (``SO_COOKIE``)."""
