@@ -224,6 +224,8 @@ class SkMsgCalls:
                 f"{refuse}: the kernel copies what is sent into as few pieces as it can,"
                 f" fragments={list(crafted.fragments)} is up to it"
             )
+        if crafted.shared:
+            raise NotApplicableError(f"{refuse}: it sends bytes, no pages of somebody else's")
         spent, runs = 0, max(request.repeat, 1)
         with ExitStack() as stack:
             ours = stack.enter_context(_ours())
@@ -318,14 +320,10 @@ class _Passage:
 
     def _send(self) -> tuple[int, int]:
         """Send the message; return how much of it the kernel took, and the errno."""
-        message, fd = self._crafted.message, self._sock.fileno()
         try:
-            if not self._crafted.shared:
-                return self._sock.send(message, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL), 0
-            with os.fdopen(os.memfd_create("bpfunit"), "w+b") as file:
-                file.write(message)
-                file.flush()
-                return os.sendfile(fd, file.fileno(), 0, len(message)), 0
+            return self._sock.send(
+                self._crafted.message, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+            ), 0
         except OSError as error:
             return 0, error.errno or 0
 
@@ -341,11 +339,8 @@ class _Passage:
         said = ""
         if (seen.seen, seen.exits) != (1, 1):
             said = f"the kernel asked it {seen.seen} times about one message"
-        elif seen.size_in != wanted or visible != (0 if self._crafted.shared else wanted):
-            said = (
-                f"it sees {visible} bytes of a message of {seen.size_in}, crafted were"
-                f" {0 if self._crafted.shared else wanted} of {wanted}"
-            )
+        elif (visible, seen.size_in) != (wanted, wanted):
+            said = f"it sees {visible} bytes of a message of {seen.size_in}, crafted were {wanted}"
         elif seen.cork_bytes > seen.size_out:
             said = "the kernel holds the message back until there is more (bpf_msg_cork_bytes)"
         elif (seen.retval != _PASS) != (failure == errno.EACCES):

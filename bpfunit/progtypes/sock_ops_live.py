@@ -90,7 +90,7 @@ def _copied(to: int) -> list[asm.Insn]:
 
 
 class _Code:
-    """A program in the making; a test that fails leads to its end, which returns 1."""
+    """A program in the making; a test that fails leads to its end, with its result."""
 
     def __init__(self) -> None:
         self._body: list[asm.Insn] = []
@@ -109,11 +109,11 @@ class _Code:
             self._body.append(asm.Insn(asm.JMP | op | asm.SRC_REG, dst, src, 0))
         return self
 
-    def done(self, map_fd: int) -> bytes:
+    def done(self, map_fd: int, result: int = 1) -> bytes:
         head = [asm.mov_reg(6, 1), *asm.load_map_value(7, map_fd, 0)]
         for at in self._jumps:
             self._body[at] = self._body[at]._replace(off=len(self._body) - at - 1)
-        return asm.encode([*head, *self._body, asm.mov_imm(0, 1), asm.exit_()])
+        return asm.encode([*head, *self._body, asm.mov_imm(0, result), asm.exit_()])
 
 
 def _ours(code: _Code) -> _Code:
@@ -163,7 +163,7 @@ def _exit(map_fd: int) -> bytes:
     code.add(asm.load(4, 1, 7, _EXITS)).unless(asm.JNE, 1, None)
     code.add(asm.store_imm(4, 7, _EXITS, 1))
     code.add(asm.load(8, 1, 6, 24), asm.store(4, 7, _RETVAL, 1))
-    return code.done(map_fd)
+    return code.done(map_fd, 0)
 
 
 class SockOpsCalls:
@@ -237,6 +237,7 @@ class SockOpsCalls:
             )
             bpf.call_checked(f"{refuse}: enter it by a tail call", Cmd.MAP_UPDATE_ELEM, slot)
             stack.callback(bpf.call, Cmd.MAP_DELETE_ELEM, slot)
+            stack.enter_context(self._cgroup.attached(AttachType.CGROUP_SOCK_OPS, *self._programs))
             yield lambda request: self._run(refuse, request)
 
     def _run(self, refuse: str, request: Request) -> RawOutcome:
@@ -261,8 +262,7 @@ class SockOpsCalls:
         try:
             with story.ends():
                 self._arm(crafted, *story.ports)
-                with self._cgroup.attached(AttachType.CGROUP_SOCK_OPS, *self._programs):
-                    story.happen()
+                story.happen()
         except OSError as error:
             if isinstance(error, SyscallError):
                 raise
@@ -273,7 +273,7 @@ class SockOpsCalls:
         flags = crafted.flags or 0
         wanted = (
             *(crafted.number, local, socket.htonl(remote)),
-            *(later, *(crafted.args if later else (0, 0))),
+            *(later, *(crafted.args[:2] if later else (0, 0))),
             *(flags if later else 0, not later and crafted.flags is not None, flags, 0),
         )
         self._memory[:_SIZE] = _WANTED.pack(*wanted).ljust(_SIZE, b"\0")
