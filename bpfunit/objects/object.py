@@ -173,7 +173,8 @@ class Object:
                     f"share map {name} with {self.path.name}: it declares type, key size and value"
                     f" size {declared}, and the map that is given has {found}"
                 )
-            lib.bpf_map__reuse_fd(handle, one.descriptor)
+            # by ``fd``, which says that somebody else may write to it from now on
+            lib.bpf_map__reuse_fd(handle, one.fd)
 
     def _load(self, passes: Sequence[Instrumentation]) -> None:
         lib = libbpf.lib()

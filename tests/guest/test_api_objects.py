@@ -154,6 +154,18 @@ def test_every_load_has_maps_of_its_own(bpf_load: Load) -> None:
     assert not other.maps.routes
 
 
+def test_objects_may_share_a_map(bpf_load: Load) -> None:
+    one = bpf_load(compiled("api"), map_types=ROUTES)
+    other = bpf_load(compiled("api"), map_types=ROUTES, maps={"routes": one.maps.routes})
+    one.maps.routes[ip("10.0.0.1")] = {}
+    assert len(other.maps.routes) == 1
+    assert other.maps.counters.id != one.maps.counters.id
+    with pytest.raises(bpfunit.BpfunitError, match="share map routes with api-.*declares type"):
+        bpf_load(compiled("api"), maps={"routes": one.maps.counters})
+    with pytest.raises(NotFoundError, match="share map with api-"):
+        bpf_load(compiled("api"), maps={"roads": one.maps.routes})
+
+
 def test_only_the_chosen_programs_are_loaded(bpf_load: Load) -> None:
     obj = bpf_load(compiled("api"), programs=["redirect4"])
     assert list(obj.programs) == ["redirect4"]

@@ -18,7 +18,8 @@ import bpfunit
 from bpfunit import NotApplicableError, Object, SyscallError, engines
 from bpfunit.engines import RawOutcome, Request
 from bpfunit.engines.both import EnginesDisagreeError
-from bpfunit.progtypes.sock_ops import CB_FLAGS
+from bpfunit.engines.live import LiveEngine
+from bpfunit.progtypes.sock_ops import CB_FLAGS, SockOpsType
 
 from ..objects import compiled
 
@@ -153,6 +154,34 @@ def test_send_that_cannot_be_is_not_applicable(oracle: Object) -> None:
         client.send(b"unread")
         with pytest.raises(NotApplicableError, match="bytes that nobody has read"):
             run(b"message", sock=client)
+
+
+# -- the engine ------------------------------------------------------------------------------------
+
+
+def test_type_that_the_kernel_refuses_does_not_take_live_from_the_others(
+    bpf_load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    obj = bpf_load(compiled("tcplive"))
+    plan(obj)
+
+    def refused(*_args: Any) -> None:
+        raise SyscallError("load an observer", errno.EINVAL)
+
+    monkeypatch.setattr(SockOpsType, "make_live_calls", refused)
+    engine = LiveEngine()
+    try:
+        monkeypatch.setitem(engines._made, "live", engine)
+        monkeypatch.setattr(obj.observation, "engine", "live")
+        assert obj.programs.messages.run(b"message").verdict == "pass"
+        with pytest.raises(SyscallError, match="load an observer: EINVAL"):
+            obj.programs.ops.run("tcp_connect")
+    finally:
+        engine.close()
+        monkeypatch.undo()
+        made = engines.get("live")
+        assert isinstance(made, LiveEngine)
+        made._cgroup.enter()  # where the sockets of later tests are to be made
 
 
 # -- both ------------------------------------------------------------------------------------------
