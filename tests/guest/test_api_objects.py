@@ -160,7 +160,7 @@ def test_objects_may_share_a_map(bpf_load: Load) -> None:
     one.maps.routes[ip("10.0.0.1")] = {}
     assert len(other.maps.routes) == 1
     assert other.maps.counters.id != one.maps.counters.id
-    with pytest.raises(bpfunit.BpfunitError, match="share map routes with api-.*declares type"):
+    with pytest.raises(bpfunit.BpfunitError, match=r"share map routes with api-.*declares type"):
         bpf_load(compiled("api"), maps={"routes": one.maps.counters})
     with pytest.raises(NotFoundError, match="share map with api-"):
         bpf_load(compiled("api"), maps={"roads": one.maps.routes})
