@@ -262,7 +262,11 @@ class SockOpsCalls:
         try:
             with story.ends():
                 self._arm(crafted, *story.ports)
-                story.happen()
+                try:
+                    story.happen()
+                except BaseException:
+                    self._memory[:4] = bytes(4)  # look away: the ends go, with ops of their own
+                    raise
         except OSError as error:
             if isinstance(error, SyscallError):
                 raise
