@@ -22,6 +22,8 @@ from bpfunit.progtypes.base import ProgramRef, RawOutcome, Request
 from bpfunit.rewrite import ambient
 
 if TYPE_CHECKING:
+    import socket
+
     from bpfunit.objects.maps import Map
     from bpfunit.runs.observation import Observation
     from bpfunit.runs.result import Result
@@ -111,7 +113,7 @@ class OneCall:
         ctx_room: int,
         data_room: int,
         repeat: int,
-        sock: int,
+        sock: socket.socket | None,
     ) -> bytes | None:
         """Run the program once; return the answer, None where another engine is chosen.
 
@@ -123,8 +125,7 @@ class OneCall:
             ctx_room: bytes of context that may come back.
             data_room: the same of data.
             repeat: how often to run.
-            sock: the run's socket, :data:`NO_SOCKET`, or :data:`OWN_SOCKET` for one of the family,
-                type and protocol that the context has.
+            sock: the run's socket, if it has one.
 
         Raises:
             SyscallError: the kernel refused the run.
@@ -132,17 +133,23 @@ class OneCall:
         self.observed_by(ambient.run_observer())
         if self.printed is not None:
             self.printed.drain()
-        raw = self.in_c(self.address, ctx, data, ctx_room, data_room, repeat, sock)
+        fd = sock.fileno() if sock is not None else NO_SOCKET
+        raw = self.in_c(self.address, ctx, data, ctx_room, data_room, repeat, fd)
         if type(raw) is tuple:
-            raise self.refused(raw, ctx, data, data_room)
+            raise self.refused(raw, ctx, data, data_room, sock)
         answer: bytes | None = raw
         return answer
 
     def refused(
-        self, answer: tuple[int, int], ctx: bytes | None, data: bytes | None, data_room: int
+        self,
+        answer: tuple[int, int],
+        ctx: bytes | None,
+        data: bytes | None,
+        data_room: int,
+        sock: socket.socket | None = None,
     ) -> SyscallError:
         """Return the error of a run that the kernel refused."""
-        request = Request(ctx, None, 1, data, data_room)
+        request = Request(ctx, sock, 1, data, data_room)
         return refused(self.ref, request, TestRunAttr(data_size_out=answer[1]), answer[0])
 
     def note(self, result: Result) -> None:

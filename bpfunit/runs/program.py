@@ -264,9 +264,8 @@ class Program:
             size = len(ctx) if ctx is not None else 0
             ctx_room = of_type.ctx_size_out(size) if ctx is not None and of_type.answers else 0
             data_room = request.data_size_out or of_type.answer_size
-            sock = request.sock.fileno() if request.sock is not None else onecall.NO_SOCKET
             with observation.lock, ambient.one_run():
-                raw = one.run(ctx, data, ctx_room, data_room, request.repeat, sock)
+                raw = one.run(ctx, data, ctx_room, data_room, request.repeat, request.sock)
                 if raw is None:
                     return None
                 answer = Answer(raw, one, size, ambient.run_observer())

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from bpfunit import BpfSockAddr, BpfunitError, Object, Program, SyscallError, _native, ip, port
-from bpfunit.runs.onecall import NO_SOCKET
 from tests.hook import families
 from tests.hook.mesh import MAP_TYPES, Mesh
 
@@ -171,7 +170,7 @@ def test_the_engine_that_is_chosen_runs(obj: Object, monkeypatch: pytest.MonkeyP
     assert one is not None
     for engine, runs in (("live", False), ("connect", False), ("testrun", True), ("", True)):
         monkeypatch.setenv("BPFUNIT_ENGINE", engine)
-        assert (one.run(raw, None, len(raw), 4, 1, NO_SOCKET) is not None) is runs
+        assert (one.run(raw, None, len(raw), 4, 1, None) is not None) is runs
     program.observation.engine = "both"
     assert program.one_call() is None
 
