@@ -13,19 +13,21 @@ Entry = tuple[str, bytes]
 
 
 class Translation:
-    """Inputs of one build as inputs of another: maps by name, calls by helper and source line."""
+    """Inputs of one build as inputs of another: maps by name, calls in their order."""
 
     def __init__(self, source: Facts, target: Facts) -> None:
         names = {one.name: n for n, one in enumerate(target.maps)}
         self._maps = {n: names.get(one.name) for n, one in enumerate(source.maps)}
         here, there = (_calls(facts) for facts in (source, target))
-        # a compiler orders calls anew: only where both builds have as many of a line are they alike
-        self._slots = {
-            slot: there[call][n]
-            for call, slots in here.items()
-            if len(slots) == len(there.get(call, ()))
-            for n, slot in enumerate(slots)
-        }
+        self._slots: dict[int, int] = {}
+        for helper, calls in here.items():
+            others = there.get(helper, [])
+            alike = len(calls) == len(others)
+            if not source.stubs[calls[0][1]].always:
+                # a compiler orders and joins calls anew: a failure then is one of other lines
+                alike = [text for text, _ in calls] == [text for text, _ in others]
+            if alike:
+                self._slots |= {one: two for (_, one), (_, two) in zip(calls, others, strict=True)}
         made = {site.helper for site in target.sites if site.kind == RESULT}
         self._gone = {slot for slot, stub in enumerate(source.stubs) if stub.helper not in made}
         self._source, self._target = source, target
@@ -53,17 +55,16 @@ class Translation:
         return all(slot in self._slots or slot in self._gone for slot, _ in given.stubs)
 
 
-def _calls(facts: Facts) -> dict[tuple[int, str], list[int]]:
-    """Return the slots of stubs by helper and text of the source line, in the program's order."""
+def _calls(facts: Facts) -> dict[int, list[tuple[str, int]]]:
+    """Return the text of the source line and the slot of each stub, by helper, in order."""
     texts = {
         site.slot: facts.places[number][3] if number in facts.places else ""
         for number, site in reversed(list(enumerate(facts.sites)))
         if site.slot >= 0
     }
-    found: dict[tuple[int, str], list[int]] = {}
+    found: dict[int, list[tuple[str, int]]] = {}
     for slot, stub in enumerate(facts.stubs):
-        text = "" if stub.number < 0 else texts.get(slot, "")
-        found.setdefault((stub.helper, text), []).append(slot)
+        found.setdefault(stub.helper, []).append((texts.get(slot, ""), slot))
     return found
 
 

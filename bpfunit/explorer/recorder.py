@@ -73,7 +73,7 @@ _MANNERS = [
 
 
 def maps_in_registers(flow: Flow) -> dict[int, int]:
-    """Return for each helper call the descriptor of the map whose address it is given, if it is one.
+    """Return for each helper call the descriptor of the map whose address it is given, if any.
 
     That is r1, and r2 of a tail call.
 
