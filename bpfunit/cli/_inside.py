@@ -86,14 +86,23 @@ def _run_arguments(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run(program: bpfunit.Program, arguments: dict[str, Any]) -> bpfunit.Result:
-    taken = inspect.signature(program.run).parameters
-    if not arguments.keys() <= taken.keys():
+    taken = inspect.signature(program.run)
+    if not arguments.keys() <= taken.parameters.keys():
         address = {"dst", "src"} & arguments.keys()
         asked = "an address is crafted for cgroup_sock_addr" if address else "that is for other"
         raise BpfunitError(
             f"run {program.name}: {asked} programs, this is"
             f" {program.program_type.name}; give it {program.program_type.takes}"
         )
+    try:
+        taken.bind(**arguments)
+    except TypeError:
+        of_type = program.program_type
+        raise BpfunitError(
+            f"run {program.name}: {of_type.name} programs want {of_type.takes}, which this command"
+            " cannot be given; run it in a test:"
+            f" obj.programs.{program.name}.run({of_type.example})"
+        ) from None
     return program.run(**arguments)
 
 

@@ -272,7 +272,7 @@ class SockOpsProgram(Program):
         self.check_open()
         if op not in OPS:
             raise ContextError(
-                f"run {self.name}: {self.program_type.takes}, found {op!r}; the ops are"
+                f"run {self.name}: give it {self.program_type.takes}, found {op!r}; the ops are"
                 f" {', '.join(OPS)}"
             )
         with ExitStack() as stack:
@@ -401,7 +401,7 @@ class SockOpsType(HeadedType):
 
     live = True
     sections: Mapping[str, int] = {"sockops": AttachType.CGROUP_SOCK_OPS}
-    takes = "give it an op by its name"
+    takes = "an op by its name"
     headers = (_HEADER.size, _RESULT.size)
     hints: Mapping[int, str] = {
         errno.EPROTOTYPE: "the socket is not TCP; take one of bpfunit.tcp_pair()",

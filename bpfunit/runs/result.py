@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -139,7 +140,8 @@ class Result:
         shown = [f"retval={self.retval}", f"ctx={self.ctx!r}", f"engine={self.engine!r}"]
         shown += [f"retval is {self.retval_note}"] if self.retval_note else []
         shown += [f"errno={self.errno}"] if self.errno else []
-        shown += [f"log={log}"] if (log := self.__dict__.get("log")) else []
+        with suppress(NotObservedError):
+            shown += [f"log={self.log}"] if self.log else []
         return f"<run of {self.program}: {', '.join(shown)}>"
 
     def __getattr__(self, name: str) -> Any:

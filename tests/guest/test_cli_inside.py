@@ -20,6 +20,7 @@ OTHER = """
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 char LICENSE[] SEC("license") = "GPL";
+SEC("perf_event") int sampled(void *ctx) { return 0; }
 SEC("cgroup/sysctl") int reads(struct bpf_sysctl *ctx) { return 1; }
 """
 ROUTE_TYPES = {"routes": ["route_key", "route_value"]}
@@ -113,16 +114,27 @@ def test_an_address_for_a_packet_program_says_what_it_takes() -> None:
     assert "give it a packet" in error
 
 
-def test_a_program_that_no_test_run_exists_for_says_so(tmp_path: Path) -> None:
-    source = tmp_path / "other.bpf.c"
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("other")
+    source, target = directory / "other.bpf.c", directory / "other.o"
     source.write_text(OTHER)
-    target = tmp_path / "other.o"
     include = ["-idirafter", "/usr/include/x86_64-linux-gnu"]
     command: list[str | Path] = ["clang", "-target", "bpf", "-O2", "-g", *include]
     subprocess.run([*command, "-c", source, "-o", target], check=True, timeout=300)
-    assert "this kernel has no test run for the program's type" in ask(target, "reads")["error"]
-    error = ask(target, "reads", dst="10.96.0.1:80")["error"]
-    assert "an address is crafted for cgroup_sock_addr programs, this is cgroup_sysctl" in error
+    return target
+
+
+def test_a_program_that_no_test_run_exists_for_says_so(other: Path) -> None:
+    assert "this kernel has no test run for the program's type" in ask(other, "sampled")["error"]
+    error = ask(other, "sampled", dst="10.96.0.1:80")["error"]
+    assert "an address is crafted for cgroup_sock_addr programs, this is perf_event" in error
+
+
+def test_a_program_that_the_command_cannot_craft_a_call_for_says_so(other: Path) -> None:
+    error = ask(other, "reads")["error"]
+    assert "cgroup_sysctl programs want the name of a sysctl" in error
+    assert 'run it in a test: obj.programs.reads.run("net/ipv4/tcp_mem", write="1 2 3")' in error
 
 
 def test_an_object_without_btf_says_how_to_compile_it(tmp_path: Path) -> None:
