@@ -122,6 +122,9 @@ _NEWADDR, _NEWROUTE, _DELROUTE = 20, 24, 25
 _REQUEST_ACK, _CREATE_NEW = 0x01 | 0x04, 0x200 | 0x400
 _TABLE_MAIN, _PROTOCOL_STATIC, _SCOPE_HOST, _TYPE_LOCAL = 254, 4, 254, 2
 _IFA_ADDRESS, _IFA_LOCAL, _RTA_DST, _RTA_OIF = 1, 2, 1, 4
+_NO_DAD = (
+    0x02  # IFA_F_NODAD: else IPv6 addresses cannot be bound to until a worker of the kernel ran
+)
 LOOPBACK_INDEX = 1  # lo is the first interface of every network namespace (net/core/dev.c)
 
 
@@ -145,7 +148,8 @@ def _packed(address: str) -> tuple[int, bytes]:
 
 def _add_address(address: str) -> None:
     family, packed = _packed(address)
-    body = struct.pack("=4BI", family, 8 * len(packed), 0, _SCOPE_HOST, LOOPBACK_INDEX)
+    flags = _NO_DAD if family == socket.AF_INET6 else 0
+    body = struct.pack("=4BI", family, 8 * len(packed), flags, _SCOPE_HOST, LOOPBACK_INDEX)
     body += _attribute(_IFA_LOCAL, packed) + _attribute(_IFA_ADDRESS, packed)
     if failure := _ask(_NEWADDR, body):
         raise SyscallError(f"add {address} to the loopback interface", failure)

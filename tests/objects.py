@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -65,7 +66,11 @@ def example(name: str) -> Path:
 
 def _multiarch() -> str:
     """Return whose headers there are: the host's, in guests of other architectures as well."""
-    return next((path.parent.name for path in sorted(_HEADERS.glob("*-linux-gnu/asm"))), "")
+    # newer packages of kernel headers bring those of all machines; the C library's are of one
+    there = {path.parent.name: path.parent for path in sorted(_HEADERS.glob("*-linux-gnu/asm"))}
+    of_libc = [name for name, directory in there.items() if (directory / "gnu").is_dir()]
+    own = sysconfig.get_config_var("MULTIARCH")
+    return next(iter(of_libc), own if own in there else next(iter(there), ""))
 
 
 def stripped(path: Path) -> Path:
