@@ -40,8 +40,7 @@ int request_read_ctx(const struct test_request *request, void *ctx, size_t size)
 	return copy_struct_from_user(ctx, size, ctx_in, given);
 }
 
-/* For types whose whole input is data_in. */
-int request_refuse_ctx(const struct test_request *request)
+static int refuse_ctx(const struct test_request *request)
 {
 	const union bpf_attr *kattr = request->kattr;
 
@@ -80,6 +79,15 @@ int request_read_data(const struct test_request *request, void *header, u32 size
 		return -EFAULT;
 	}
 	return 0;
+}
+
+/* For types whose whole input is data_in. */
+int request_read(const struct test_request *request, void *header, u32 size,
+		 struct payload *payload, u32 max)
+{
+	return request_check(request)
+		       ?: refuse_ctx(request)
+				  ?: request_read_data(request, header, size, payload, max);
 }
 
 /* How much of an answer can be written to data_out. */

@@ -39,9 +39,10 @@ struct payload {
 int request_check(const struct test_request *request);
 int request_refuse_data(const struct test_request *request);
 int request_read_ctx(const struct test_request *request, void *ctx, size_t size);
-int request_refuse_ctx(const struct test_request *request);
 int request_read_data(const struct test_request *request, void *header, u32 size,
 		      struct payload *payload, u32 max);
+int request_read(const struct test_request *request, void *header, u32 size,
+		 struct payload *payload, u32 max);
 u32 request_data_room(const struct test_request *request);
 int request_answer(const struct test_request *request, const struct answer *answer);
 

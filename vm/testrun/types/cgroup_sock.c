@@ -182,8 +182,7 @@ int cgroup_sock_test_run(struct bpf_prog *prog, const union bpf_attr *kattr,
 	struct run run = {.prog = prog, .loop.repeat = request_repeat(&request)};
 	int err;
 
-	err = request_check(&request) ?: request_refuse_ctx(&request);
-	err = err ?: request_read_data(&request, &run.in, sizeof(run.in), &run.payload, 0);
+	err = request_read(&request, &run.in, sizeof(run.in), &run.payload, 0);
 	if (err)
 		return err;
 	err = cgroup_begin(&run.cgroup, prog) ?: run_request(&run, &request);

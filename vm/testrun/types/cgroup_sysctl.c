@@ -173,10 +173,8 @@ int cgroup_sysctl_test_run(struct bpf_prog *prog, const union bpf_attr *kattr,
 	struct run run = {.prog = prog, .loop.repeat = request_repeat(&request)};
 	int err;
 
-	err = request_check(&request) ?: request_refuse_ctx(&request);
-	err = err
-		      ?: request_read_data(&request, &run.in, sizeof(run.in), &run.payload,
-					   BPFUNIT_SYSCTL_NAME_MAX + 2 * BPFUNIT_SYSCTL_VALUE_MAX);
+	err = request_read(&request, &run.in, sizeof(run.in), &run.payload,
+			   BPFUNIT_SYSCTL_NAME_MAX + 2 * BPFUNIT_SYSCTL_VALUE_MAX);
 	if (err)
 		return err;
 	err = cgroup_begin(&run.cgroup, prog) ?: run_request(&run, &request);

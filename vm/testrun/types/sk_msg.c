@@ -211,16 +211,12 @@ int sk_msg_test_run(struct bpf_prog *prog, const union bpf_attr *kattr,
 	struct run *run;
 	int err;
 
-	err = request_check(&request) ?: request_refuse_ctx(&request);
-	if (err)
-		return err;
 	run = kzalloc(sizeof(*run), GFP_KERNEL_ACCOUNT); /* the message alone is a kilobyte */
 	if (!run)
 		return -ENOMEM;
 	run->prog = prog;
 	run->loop.repeat = request_repeat(&request);
-	err = request_read_data(&request, &run->in, sizeof(run->in), &run->payload,
-				BPFUNIT_SK_MSG_MAX);
+	err = request_read(&request, &run->in, sizeof(run->in), &run->payload, BPFUNIT_SK_MSG_MAX);
 	if (!err) {
 		err = run_request(run, &request);
 		kvfree(run->payload.bytes);

@@ -230,10 +230,7 @@ int sk_skb_test_run(struct bpf_prog *prog, const union bpf_attr *kattr,
 	struct run run = {.prog = prog, .loop.repeat = request_repeat(&request)};
 	int err;
 
-	err = request_check(&request) ?: request_refuse_ctx(&request);
-	err = err
-		      ?: request_read_data(&request, &run.in, sizeof(run.in), &run.payload,
-					   BPFUNIT_SK_SKB_MAX);
+	err = request_read(&request, &run.in, sizeof(run.in), &run.payload, BPFUNIT_SK_SKB_MAX);
 	if (err)
 		return err;
 	err = run_request(&run, &request);
