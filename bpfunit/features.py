@@ -9,12 +9,11 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import re
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
-from bpfunit._sys import bpf, libbpf
+from bpfunit._sys import bpf, kernel, libbpf
 from bpfunit._sys.uapi import MapType, ProgType
 from bpfunit.errors import BpfunitError, NotFoundError, SyscallError
 from bpfunit.progtypes.base import type_of
@@ -34,10 +33,7 @@ def kernel_release() -> str:
 
 def kernel_version() -> tuple[int, int, int]:
     """Return (major, minor, patch) of the running kernel."""
-    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", kernel_release())
-    if found is None:
-        raise BpfunitError(f"read kernel version: {kernel_release()!r} does not start with one")
-    return int(found[1]), int(found[2]), int(found[3] or 0)
+    return kernel.version()
 
 
 def module_loaded() -> bool:

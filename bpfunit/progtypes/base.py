@@ -91,6 +91,10 @@ class LiveCalls(Protocol):
         ...
 
 
+#: Verdicts of hooks that let a call go on or not.
+ALLOW: Mapping[int, str] = {0: "deny", 1: "allow"}
+
+
 class SocketFields(NamedTuple):
     """Where a context speaks of the run's socket, in bytes from its start.
 

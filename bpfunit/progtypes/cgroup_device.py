@@ -26,6 +26,7 @@ from bpfunit._sys.cgroup import Cgroup
 from bpfunit._sys.uapi import AttachType, ProgType
 from bpfunit.engines import NotApplicableError
 from bpfunit.progtypes.base import (
+    ALLOW,
     ContextError,
     LiveCalls,
     ProgramRef,
@@ -134,7 +135,7 @@ class DeviceType(ProgramType):
     readable = ("access_type", "major", "minor")
     live = True
     takes = 'a device and an access ("c 1:3", "rw") or a context (ctx=)'
-    verdicts: Mapping[int, str] = {0: "deny", 1: "allow"}
+    verdicts = ALLOW
     hints: Mapping[int, str] = {
         errno.EINVAL: "the context is missing, or no system call asks for such an access: mknod"
         " together with reading or writing, or anything of device 0:0",

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple, cast
 
 from bpfunit._sys.uapi import AttachType, ProgType
-from bpfunit.progtypes.base import ContextError, ProgramRef, RawOutcome, Request, register
+from bpfunit.progtypes.base import ALLOW, ContextError, ProgramRef, RawOutcome, Request, register
 from bpfunit.progtypes.headed import VERSION, HeadedType
 from bpfunit.runs.bulk import BulkRun
 from bpfunit.runs.program import Program
@@ -224,7 +224,7 @@ class SockType(HeadedType):
         "cgroup/post_bind6": AttachType.CGROUP_INET6_POST_BIND,
     }
     takes = "a socket (sock=), or what one is made of"
-    verdicts: Mapping[int, str] = {0: "deny", 1: "allow"}
+    verdicts = ALLOW
     headers = (_HEADER.size, _RESULT.size)
     hints: Mapping[int, str] = {
         errno.EADDRNOTAVAIL: "the socket is not bound; pass an address instead, or bind it first",

@@ -11,8 +11,6 @@ nothing is set.
 from __future__ import annotations
 
 import errno
-import os
-import re
 import socket
 import struct
 import threading
@@ -20,10 +18,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, cast
 
+from bpfunit._sys import kernel
 from bpfunit._sys.cgroup import Cgroup
 from bpfunit._sys.uapi import AttachType, ProgType
 from bpfunit.engines import NotApplicableError
 from bpfunit.progtypes.base import (
+    ALLOW,
     ContextError,
     LiveCalls,
     ProgramRef,
@@ -342,7 +342,7 @@ class SockoptType(HeadedType):
         "cgroup/getsockopt": AttachType.CGROUP_GETSOCKOPT,
     }
     takes = 'a call with its arguments ("setsockopt", "SOL_SOCKET", "SO_PRIORITY", 3)'
-    verdicts: Mapping[int, str] = {0: "deny", 1: "allow"}
+    verdicts = ALLOW
     headers = (_HEADER.size, _RESULT.size)
     hints: Mapping[int, str] = {
         errno.EOPNOTSUPP: "the program has cgroup storage (before 5.18), or the option is"
@@ -355,8 +355,7 @@ class SockoptType(HeadedType):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         # before bpf_get_retval() nothing shows what a program decided without setting the option
-        release = re.findall(r"\d+", os.uname().release)
-        self.live = tuple(int(part) for part in release[:2]) >= (5, 18)
+        self.live = kernel.version() >= (5, 18)
 
     def call_leaves_traces(self, attach_type: int) -> bool:
         """Nothing is set: the observer ends the call before the kernel does."""

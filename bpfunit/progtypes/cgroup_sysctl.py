@@ -24,6 +24,7 @@ from bpfunit._sys.cgroup import Cgroup
 from bpfunit._sys.uapi import AttachType, ProgType
 from bpfunit.engines import NotApplicableError
 from bpfunit.progtypes.base import (
+    ALLOW,
     ContextError,
     LiveCalls,
     ProgramRef,
@@ -234,7 +235,7 @@ class SysctlType(HeadedType):
 
     sections: Mapping[str, int] = {"cgroup/sysctl": AttachType.CGROUP_SYSCTL}
     takes = 'the name of a sysctl ("net/ipv4/tcp_mem") and what is written (write=)'
-    verdicts: Mapping[int, str] = {0: "deny", 1: "allow"}
+    verdicts = ALLOW
     headers = (_HEADER.size, _RESULT.size)
     live = True
     hints: Mapping[int, str] = {

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any, ClassVar, cast
 
 from bpfunit._sys.uapi import AttachType, ProgType
-from bpfunit.progtypes.base import ProgramRef, RawOutcome, Request, register
+from bpfunit.progtypes.base import ALLOW, ProgramRef, RawOutcome, Request, register
 from bpfunit.progtypes.native import NativeType, told
 from bpfunit.rewrite import insn as asm
 from bpfunit.runs.program import Program
@@ -338,7 +338,7 @@ for _type in (
             "cgroup_skb/egress": AttachType.CGROUP_INET_EGRESS,
             "cgroup/skb": 0,
         },
-        {0: "deny", 1: "allow"},
+        ALLOW,
     ),
     PacketType(ProgType.LWT_IN, {"lwt_in": 0}, _LWT, signed=True),
     PacketType(ProgType.LWT_OUT, {"lwt_out": 0}, _LWT, signed=True),

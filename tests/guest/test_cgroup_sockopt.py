@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import platform
 import random
 import socket
 import struct
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bpfunit import ContextError, NotApplicableError, Object, SyscallError, engines
+from bpfunit import ContextError, NotApplicableError, Object, SyscallError, engines, features
 from bpfunit._sys.cgroup import Cgroup
 from bpfunit._sys.uapi import AttachType
 from bpfunit.progtypes.cgroup_sockopt import SockoptProgram
@@ -195,7 +194,7 @@ def test_a_slip_says_what_can_be_written(obj: Object) -> None:
     assert refused.value.errno == errno.EBADF
 
 
-OLD = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2]) < (5, 18)
+OLD = features.kernel_version() < (5, 18)
 OPTIONS: list[tuple[str | int, str | int]] = [
     ("SOL_SOCKET", "SO_PRIORITY"),
     ("SOL_SOCKET", "SO_KEEPALIVE"),

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import errno
-import platform
 import socket
 from collections.abc import Callable
 
 import pytest
 
 import bpfunit
-from bpfunit import Object, SyscallError
+from bpfunit import Object, SyscallError, features
 
 from ..objects import compiled
 
 pytestmark = pytest.mark.guest
 
-OLD = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2]) < (5, 18)
+OLD = features.kernel_version() < (5, 18)
 
 
 @pytest.fixture

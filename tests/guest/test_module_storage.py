@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from bpfunit import features
 from bpfunit._sys import bpf, uapi
 from bpfunit._sys.cgroup import Cgroup
 from bpfunit._sys.uapi import AttachType, Cmd, MapType, ProgType
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.guest
 
 GET_LOCAL_STORAGE = 81  # enum bpf_func_id
 CPUS = len(os.sched_getaffinity(0))
-OLD = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2]) < (5, 18)
+OLD = features.kernel_version() < (5, 18)
 KINDS = [MapType.CGROUP_STORAGE, MapType.PERCPU_CGROUP_STORAGE]
 
 
@@ -179,7 +179,7 @@ def test_value_is_that_of_the_cgroup(sock: socket.socket, kind: int, name: str) 
         assert values.get(cgroup, program.attach_type) == before + 1001
 
 
-@pytest.mark.skipif(OLD, reason="before 5.18 each such program is refused, as the tests above see")
+@pytest.mark.needs(since="5.18")
 def test_real_calls_and_crafted_runs_count_in_one_value() -> None:
     with (
         loaded(MapType.CGROUP_STORAGE, "connect4") as (values, _, program, run),
@@ -193,7 +193,7 @@ def test_real_calls_and_crafted_runs_count_in_one_value() -> None:
         assert values.get(cgroup, program.attach_type) == 4
 
 
-@pytest.mark.skipif(OLD, reason="before 5.18 each such program is refused, as the tests above see")
+@pytest.mark.needs(since="5.18")
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_of_several_values_none_is_chosen(sock: socket.socket, kind: int) -> None:
     with loaded(kind, "connect4") as (values, _, program, run), ExitStack() as stack:
@@ -204,7 +204,7 @@ def test_of_several_values_none_is_chosen(sock: socket.socket, kind: int) -> Non
         assert [values.get(cgroup, program.attach_type) for cgroup in cgroups] == [0, 0]
 
 
-@pytest.mark.skipif(OLD, reason="before 5.18 each such program is refused, as the tests above see")
+@pytest.mark.needs(since="5.18")
 def test_sock_ops_program_counts() -> None:
     with Values(MapType.CGROUP_STORAGE, 8) as values, Cells() as cells:
         code = counting(values, cells)
@@ -215,7 +215,7 @@ def test_sock_ops_program_counts() -> None:
             assert cells.read()[0] == 3
 
 
-@pytest.mark.skipif(OLD, reason="before 5.18 each such program is refused, as the tests above see")
+@pytest.mark.needs(since="5.18")
 def test_values_of_our_own_are_freed() -> None:
     """Both kinds in one program, refused ones too."""
     with ExitStack() as stack:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import platform
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -21,7 +20,6 @@ pytestmark = pytest.mark.guest
 
 Load = Callable[..., Object]
 SO_ATTACH_REUSEPORT_EBPF = 52
-OLD = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2]) < (5, 14)
 
 
 @pytest.fixture
@@ -98,7 +96,7 @@ def test_addresses_can_be_said(obj: Object) -> None:
     assert obj.programs.choose.run(b"0").verdict == "hash"  # a socket of the run's own
 
 
-@pytest.mark.skipif(OLD, reason="connections migrate from 5.14 on; before it the object has none")
+@pytest.mark.needs(since="5.14")
 def test_connection_migrates(bpf_load: Load) -> None:
     obj = bpf_load(compiled("reuseport", "MIGRATE"))
     with bpfunit.reuseport_group(3, type=socket.SOCK_STREAM) as listeners:

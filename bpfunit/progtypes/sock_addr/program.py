@@ -13,6 +13,7 @@ from bpfunit._sys import sockets
 from bpfunit._sys.uapi import ProgType
 from bpfunit.errors import BpfunitError, SyscallError
 from bpfunit.progtypes.base import (
+    ALLOW,
     ProgramType,
     RawOutcome,
     Request,
@@ -256,7 +257,7 @@ class SockAddrType(ProgramType):
         for number, hook in sorted(HOOKS.items(), key=lambda pair: pair[1].call != "connect")
     }
     takes = "an address (dst=) or a context (ctx=)"
-    verdicts: Mapping[int, str] = {0: "deny", 1: "allow"}
+    verdicts = ALLOW
     hints: Mapping[int, str] = {
         errno.EINVAL: "the context is missing, or contradicts the program's attach type",
         errno.E2BIG: "the context is longer than struct bpf_sock_addr and not zero past its end",
