@@ -73,7 +73,9 @@ _MANNERS = [
 
 
 def maps_in_registers(flow: Flow) -> dict[int, int]:
-    """Return for each helper call the descriptor of the map whose address r1 holds, if it is one.
+    """Return for each helper call the descriptor of the map whose address it is given, if any.
+
+    That is r1, and r2 of a tail call.
 
     The register is followed through moves and over jumps, so that a map of a map is not taken for
     the outer one.
@@ -88,7 +90,8 @@ def maps_in_registers(flow: Flow) -> dict[int, int]:
         for index in range(block.start, block.end):
             insn = flow.insns[index]
             if insn.is_call:
-                found[index] = registers[1]
+                tail = insn.is_helper_call and insn.imm == TAIL_CALL
+                found[index] = registers[2 if tail else 1]
                 registers[:6] = [0] * 6
             elif insn.loads_map and insn.src == i.PSEUDO_MAP_FD:
                 registers[insn.dst] = insn.imm
