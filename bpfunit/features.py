@@ -106,7 +106,7 @@ def has_helper(helper: str, prog_type: str = "cgroup_sock_addr", attach_type: in
     type_number = _number(ProgType, prog_type)
     if attach_type < 0:
         attach_type = type_of(type_number).usual_attach_type
-    code = insn.encode([insn.Insn(insn.JMP | insn.CALL, imm=number), insn.exit_()])
+    code = insn.encode([insn.call(number), insn.exit_()])
     fd, log = bpf.prog_load("bpfunit_probe", type_number, attach_type, code)
     if fd >= 0:
         os.close(fd)

@@ -62,6 +62,8 @@ class Behind:
             if fd >= 0:
                 self.fd, self.with_retval = fd, with_retval
                 return
+        self._memory.close()
+        os.close(self._map)
         raise SyscallError(f"load the observer of program type {prog_type}", -fd, log)
 
     def watch(self, call: Callable[[], int]) -> Sight:
@@ -107,15 +109,12 @@ class Behind:
 def _observer(
     map_fd: int, look: Sequence[asm.Insn], *, with_thread: bool, with_retval: bool
 ) -> bytes:
-    def call(helper: int) -> asm.Insn:
-        return asm.Insn(asm.JMP | asm.CALL, imm=helper)
-
-    body = [call(_GET_RETVAL), asm.store(4, 7, _RETVAL, 0)] if with_retval else []
+    body = [asm.call(_GET_RETVAL), asm.store(4, 7, _RETVAL, 0)] if with_retval else []
     body += look
     body += [asm.load(4, 1, 7, _SEEN), asm.alu_imm(asm.ADD, 1, 1), asm.store(4, 7, _SEEN, 1)]
     # without bpf_get_retval() the call itself has to show whether the program let it pass
     body += [asm.mov_imm(0, 0 if with_retval else 1), asm.exit_()]
-    head = [asm.mov_reg(6, 1), *([call(_CURRENT_PID_TGID)] if with_thread else [])]
+    head = [asm.mov_reg(6, 1), *([asm.call(_CURRENT_PID_TGID)] if with_thread else [])]
     head += [*asm.load_map_value(7, map_fd, 0), asm.load(8, 1, 7, 0)]
     not_ours = asm.Insn(asm.JMP | asm.JNE | asm.SRC_REG, 0, 1, len(body))
     if not with_thread:  # 5.10 does not tell these types who asks: whoever does while we ask

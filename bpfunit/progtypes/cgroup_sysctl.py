@@ -282,7 +282,7 @@ def _look() -> list[asm.Insn]:
     ):
         code += [asm.mov_reg(1, 6), asm.mov_reg(2, 7), asm.alu_imm(asm.ADD, 2, BODY + at)]
         code += [asm.mov_imm(3, room), asm.mov_imm(4, 0)]
-        code += [asm.Insn(asm.JMP | asm.CALL, imm=helper), asm.store(4, 7, BODY + 8 + 4 * n, 0)]
+        code += [asm.call(helper), asm.store(4, 7, BODY + 8 + 4 * n, 0)]
     return code
 
 

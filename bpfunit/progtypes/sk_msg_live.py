@@ -83,20 +83,16 @@ class Crafted:
     shared: bool
 
 
-def _call(helper: int) -> asm.Insn:
-    return asm.Insn(asm.JMP | asm.CALL, imm=helper)
-
-
 def _read(to: int, size: int, offset: int) -> list[asm.Insn]:
     """Copy from behind r8, a kernel pointer, into the record behind r7."""
     return [
         *(asm.mov_reg(1, 7), asm.alu_imm(asm.ADD, 1, to), asm.mov_imm(2, size)),
-        *(asm.mov_reg(3, 8), asm.alu_imm(asm.ADD, 3, offset), _call(_PROBE_READ_KERNEL)),
+        *(asm.mov_reg(3, 8), asm.alu_imm(asm.ADD, 3, offset), asm.call(_PROBE_READ_KERNEL)),
     ]
 
 
 def _stamp(to: int) -> list[asm.Insn]:
-    return [_call(_KTIME_GET_NS), asm.store(8, 7, to, 0)]
+    return [asm.call(_KTIME_GET_NS), asm.store(8, 7, to, 0)]
 
 
 def _count(at: int) -> list[asm.Insn]:
@@ -144,7 +140,7 @@ def _exit(map_fd: int, retval: int) -> bytes:
         asm.alu_reg(asm.SUB, 2, 3),
         asm.branch_imm(asm.JGT, 2, _BYTES_MAX, 4),
         asm.store(4, 7, _COPIED, 2),
-        *(asm.mov_reg(1, 7), asm.alu_imm(asm.ADD, 1, _CONTENT), _call(_PROBE_READ_KERNEL)),
+        *(asm.mov_reg(1, 7), asm.alu_imm(asm.ADD, 1, _CONTENT), asm.call(_PROBE_READ_KERNEL)),
         # of nobody: what cannot be read reads as zeroes
         asm.load(8, 8, 7, _REDIRECTED),
         *_read(_COOKIE, 8, kernelbtf.offset("sock", "__sk_common", "skc_cookie")),

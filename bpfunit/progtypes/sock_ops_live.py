@@ -79,10 +79,6 @@ class Seen:
     cb_flags: int
 
 
-def _call(helper: int) -> asm.Insn:
-    return asm.Insn(asm.JMP | asm.CALL, imm=helper)
-
-
 def _copied(to: int) -> list[asm.Insn]:
     """Copy the words of the context, behind r6, into the record behind r7."""
     pairs = ((asm.load(4, 1, 6, o), asm.store(4, 7, to + 4 * n, 1)) for n, o in enumerate(_WORDS))
@@ -127,7 +123,7 @@ def _dispatcher(map_fd: int, array_fd: int) -> bytes:
     code = _ours(_Code().add(asm.load(4, 1, 7, _W_OP)).unless(asm.JEQ, 1, None))
     code.add(asm.load(4, 8, 6, _OP))
     # callbacks that are wanted are turned on as soon as the connection stands
-    turned_on = [asm.mov_reg(1, 6), asm.load(4, 2, 7, _W_SETUP), _call(_SET_FLAGS)]
+    turned_on = [asm.mov_reg(1, 6), asm.load(4, 2, 7, _W_SETUP), asm.call(_SET_FLAGS)]
     for established in (_ACTIVE, _PASSIVE):
         code.add(
             asm.branch_imm(asm.JNE, 8, established, 2 + len(turned_on)),
@@ -142,18 +138,18 @@ def _dispatcher(map_fd: int, array_fd: int) -> bytes:
         code.add(asm.load(4, 1, 6, field), asm.load(4, 2, 7, wanted)).unless(asm.JNE, 1, 2)
     code.add(asm.load(4, 1, 7, _SEEN)).unless(asm.JNE, 1, None)
     code.add(asm.store_imm(4, 7, _SEEN, 1))
-    set_now = [asm.mov_reg(1, 6), asm.load(4, 2, 7, _W_FLAGS), _call(_SET_FLAGS)]
+    set_now = [asm.mov_reg(1, 6), asm.load(4, 2, 7, _W_FLAGS), asm.call(_SET_FLAGS)]
     code.add(asm.load(4, 1, 7, _W_SET), asm.branch_imm(asm.JEQ, 1, 0, len(set_now)), *set_now)
-    code.add(*_copied(_BEFORE), _call(_KTIME_GET_NS), asm.store(8, 7, _STAMP_BEFORE, 0))
+    code.add(*_copied(_BEFORE), asm.call(_KTIME_GET_NS), asm.store(8, 7, _STAMP_BEFORE, 0))
     code.add(asm.mov_reg(1, 6), *asm.load_map_fd(2, array_fd), asm.mov_imm(3, 0))
-    code.add(_call(asm.HELPER_TAIL_CALL))
+    code.add(asm.call(asm.HELPER_TAIL_CALL))
     return code.done(map_fd)
 
 
 def _behind(map_fd: int) -> bytes:
     code = _ours(_Code().add(asm.load(4, 1, 7, _SEEN)).unless(asm.JEQ, 1, None))
     code.add(asm.load(4, 1, 7, _BEHIND_SEEN)).unless(asm.JNE, 1, None)
-    code.add(_call(_KTIME_GET_NS), asm.store(8, 7, _STAMP_BEHIND, 0), *_copied(_BEHIND))
+    code.add(asm.call(_KTIME_GET_NS), asm.store(8, 7, _STAMP_BEHIND, 0), *_copied(_BEHIND))
     return code.add(asm.store_imm(4, 7, _BEHIND_SEEN, 1)).done(map_fd)
 
 

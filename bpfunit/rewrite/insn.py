@@ -254,6 +254,11 @@ def branch_imm(op: int, dst: int, value: int, off: int) -> Insn:
     return Insn(JMP | op, dst, off=off, imm=value)
 
 
+def call(helper: int) -> Insn:
+    """Call a helper, a number of ``enum bpf_func_id``."""
+    return Insn(JMP | CALL, imm=helper)
+
+
 def exit_() -> Insn:
     """Return from the program or subprogram."""
     return Insn(JMP | EXIT)

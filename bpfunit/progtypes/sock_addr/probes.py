@@ -74,17 +74,13 @@ class ProbeError(BpfunitError):
     """The kernel refused a program that the engine live needs."""
 
 
-def _call(helper: int) -> Insn:
-    return Insn(asm.JMP | asm.CALL, imm=helper)
-
-
 def _observer(attach_type: int, map_fd: int, side: int, with_retval: bool) -> bytes:
     """Assemble *before* (``side`` is ``_BEFORE``) or *behind*."""
     behind = side == _BEHIND
     body: list[Insn] = [asm.load(8, 1, 7, _COOKIE)]
-    body += [_call(_KTIME_GET_NS), asm.store(8, 7, side + _STAMP, 0)]
+    body += [asm.call(_KTIME_GET_NS), asm.store(8, 7, side + _STAMP, 0)]
     if with_retval:
-        body += [_call(_GET_RETVAL), asm.store(4, 7, side + _HOOK, 0)]
+        body += [asm.call(_GET_RETVAL), asm.store(4, 7, side + _HOOK, 0)]
     for offset in SOCK_ADDR.readable_words(attach_type):
         # word by word: Linux 5.10 allows no wider access to every field
         body += [asm.load(4, 1, 6, offset), asm.store(4, 7, side + _CTX + offset, 1)]
@@ -98,7 +94,7 @@ def _observer(attach_type: int, map_fd: int, side: int, with_retval: bool) -> by
         body += [asm.mov_imm(0, 0), asm.exit_()]
     else:
         body += [asm.mov_imm(0, 1), asm.exit_()]
-    head = [asm.mov_reg(6, 1), _call(_SOCKET_COOKIE), *asm.load_map_value(7, map_fd, 0)]
+    head = [asm.mov_reg(6, 1), asm.call(_SOCKET_COOKIE), *asm.load_map_value(7, map_fd, 0)]
     head += [asm.load(8, 1, 7, _COOKIE), Insn(asm.JMP | _JNE | asm.SRC_REG, 0, 1, len(body) - 1)]
     return asm.encode([*head, *body[1:], asm.mov_imm(0, 1), asm.exit_()])
 
