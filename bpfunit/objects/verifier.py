@@ -122,6 +122,23 @@ _SAID: tuple[tuple[str, str], ...] = (
     ),
     (r"BTF is required", "compile it with clang -g"),
     (
+        r"failed to find BTF for extern '(memcmp|memcpy|memmove|memset|bcmp|strlen)'",
+        "the compiler made a call of the C library's function, which BPF has not: it writes the"
+        " work out where the size is a constant and small (__builtin_memcpy); where it is not, the"
+        " program needs a loop",
+    ),
+    (
+        r"failed to find BTF for extern",
+        "the object calls or reads what it does not define: link the object that does (bpftool gen"
+        " object), or declare it as the kernel's, with __ksym or __kconfig",
+    ),
+    (
+        r"map '[^']*': failed to create: Invalid argument",
+        "this kernel refuses the map's type, sizes or flags: max_entries that the program's loader"
+        " sets (none is declared, or a ring buffer's is no power of two of whole pages) is given by"
+        " load(max_entries={name: …}), and a map of maps declares what its inner maps are",
+    ),
+    (
         r"endianness mismatch",
         "it is compiled for machines of the other byte order: -target bpf takes that of the machine"
         " that compiles, -target bpfel and bpfeb are little and big",

@@ -236,7 +236,10 @@ class XdpType(PacketType):
                 " begins behind its metadata, data_end its length, and ingress_ifindex and"
                 " rx_queue_index name a device that is there"
             )
-        return super().einval_hint(data, context=context)
+        return (
+            "programs of devmaps and cpumaps (xdp/devmap, xdp/cpumap), which run on what another"
+            " program redirected, have no test run"
+        )
 
 
 class CgroupSkbType(PacketType):

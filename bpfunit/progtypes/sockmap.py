@@ -148,8 +148,12 @@ def cookie_of_inode(inode: int) -> int | None:
             if str(entry.readlink()) != f"socket:[{inode}]":
                 continue
             with socket.socket(fileno=os.dup(int(entry.name))) as ours:
-                raw = ours.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8)
+                return cookie_of(ours)
         except OSError:
             continue  # closed meanwhile
-        return int(struct.unpack("=Q", raw)[0])
     return None
+
+
+def cookie_of(sock: socket.socket) -> int:
+    """Return ``SO_COOKIE`` of a socket (Linux 4.12)."""
+    return int(struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8))[0])

@@ -73,6 +73,57 @@ int refuse_port_7(struct bpf_sk_lookup *ctx)
 	return ctx->local_port == 7 ? SK_DROP : SK_PASS;
 }
 
+struct seen {
+	__u32 family, protocol, local_port;
+	__u16 remote_port; /* network byte order */
+	__u32 local4, remote4;
+	__u32 local6[4], remote6[4];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct seen);
+} lookup_seen SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SOCKMAP);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} servers SEC(".maps");
+
+/* Notes who connects to what, and hands it to the server, if there is one of that family. */
+SEC("sk_lookup")
+int to_the_server(struct bpf_sk_lookup *ctx)
+{
+	__u32 first = 0;
+	struct seen *seen = bpf_map_lookup_elem(&lookup_seen, &first);
+	struct bpf_sock *sk;
+	long err;
+
+	if (!seen)
+		return SK_DROP;
+	seen->family = ctx->family;
+	seen->protocol = ctx->protocol;
+	seen->local_port = ctx->local_port;
+	seen->remote_port = (__u16)ctx->remote_port;
+	seen->local4 = ctx->local_ip4;
+	seen->remote4 = ctx->remote_ip4;
+#pragma unroll
+	for (int i = 0; i < 4; i++) {
+		seen->local6[i] = ctx->local_ip6[i];
+		seen->remote6[i] = ctx->remote_ip6[i];
+	}
+	sk = bpf_map_lookup_elem(&servers, &first);
+	if (!sk)
+		return SK_PASS;
+	err = bpf_sk_assign(ctx, sk, 0);
+	bpf_sk_release(sk);
+	return err ? SK_DROP : SK_PASS;
+}
+
 /* so that tests can build contexts from the object's own types */
 struct __sk_buff unused_skb;
 struct bpf_sk_lookup unused_lookup;
