@@ -24,7 +24,7 @@ from pathlib import Path
 from bpfunit.guest.accel import probe_kvm
 from bpfunit.kernels import resolve
 
-_TEST = """
+FIRST_TEST = """
 import pytest
 
 @pytest.mark.guest
@@ -107,7 +107,7 @@ def main() -> None:
     measured: dict[str, list[tuple[float, float]]] = {"bare vng": [], "first test": []}
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        (directory / "test_startup.py").write_text(_TEST)
+        (directory / "test_startup.py").write_text(FIRST_TEST)
         (directory / "pytest.ini").write_text("[pytest]\n")
         check_vng(image, directory)
         for number in range(options.rounds + 1):

@@ -10,7 +10,8 @@ import pytest
 
 from bpfunit.netns import NetworkNamespace
 from tests.hook.families import IPV4, IPV6, Family, over
-from tests.mesh.world import MAP_TYPES, OBJECT, World
+from tests.mesh.world import MAP_TYPES, World
+from tests.objects import MESH
 
 ROUNDS = 30
 
@@ -18,7 +19,7 @@ ROUNDS = 30
 @pytest.fixture
 def world(bpf_load: Any, family: Family) -> Iterator[World]:
     """The neighbours with their log as in production, both ends' workloads managed."""
-    obj = bpf_load(OBJECT, map_types=MAP_TYPES)
+    obj = bpf_load(MESH, map_types=MAP_TYPES)
     with (
         NetworkNamespace(*family.pods, family.waypoint) as namespace,
         namespace.entered(),

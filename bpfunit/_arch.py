@@ -26,6 +26,42 @@ SYS_BPF, SYS_FINIT_MODULE = _SYSCALLS.get(platform.machine(), (280, 273))
 
 
 @dataclass(frozen=True)
+class Registers:
+    """``struct pt_regs``, as far as programs may read it: 64-bit fields.
+
+    Attributes:
+        fields: the names in order, each with its length where it is an array, else 0.
+        arguments: which of them hold a function's arguments: a name, or an array and an index.
+        returned: which holds what it returned.
+    """
+
+    fields: tuple[tuple[str, int], ...]
+    arguments: tuple[tuple[str, int], ...]
+    returned: tuple[str, int]
+
+
+def _plain(names: str) -> tuple[tuple[str, int], ...]:
+    return tuple((name, 0) for name in names.split())
+
+
+# arch/x86/include/asm/ptrace.h, user_pt_regs of arch/arm64/include/uapi/asm/ptrace.h and of
+# arch/s390/include/uapi/asm/ptrace.h; arguments as PT_REGS_PARM1() and its kin of libbpf have them
+_X86_REGISTERS = Registers(
+    _plain("r15 r14 r13 r12 bp bx r11 r10 r9 r8 ax cx dx si di orig_ax ip cs flags sp ss"),
+    _plain("di si dx cx r8 r9"),
+    ("ax", 0),
+)
+_ARM64_REGISTERS = Registers(
+    (("regs", 31), ("sp", 0), ("pc", 0), ("pstate", 0)),
+    tuple(("regs", n) for n in range(8)),
+    ("regs", 0),
+)
+_S390_REGISTERS = Registers(
+    (("args", 0), ("psw", 2), ("gprs", 16)), tuple(("gprs", n) for n in range(2, 7)), ("gprs", 2)
+)
+
+
+@dataclass(frozen=True)
 class Architecture:
     """One architecture of guests.
 
@@ -50,6 +86,7 @@ class Architecture:
         image_name: what such an image is called.
         image_release: tells the release that an image says it is; None where it is no such image.
         image_payload: finds the compressed kernel in a whole image; None where it has none.
+        registers: those that a kprobe sees.
     """
 
     name: str
@@ -71,6 +108,7 @@ class Architecture:
     image_name: str
     image_release: Callable[[Data], str | None]
     image_payload: Callable[[bytes], bytes | None]
+    registers: Registers
 
 
 # Offsets in a bzImage: Documentation/arch/x86/boot.rst of the kernel.
@@ -143,6 +181,7 @@ ARCHITECTURES = {
         image_name="bzImage",
         image_release=_bzimage_release,
         image_payload=_bzimage_payload,
+        registers=_X86_REGISTERS,
     ),
     "aarch64": Architecture(
         name="aarch64",
@@ -165,6 +204,7 @@ ARCHITECTURES = {
         image_name="Image",
         image_release=_arm64_release,
         image_payload=_uncompressed,
+        registers=_ARM64_REGISTERS,
     ),
     "s390x": Architecture(
         name="s390x",
@@ -186,6 +226,7 @@ ARCHITECTURES = {
         image_name="bzImage",
         image_release=_s390_release,
         image_payload=_uncompressed,
+        registers=_S390_REGISTERS,
     ),
 }
 

@@ -47,6 +47,11 @@ def module_version() -> str | None:
     return path.read_text().strip() if path.exists() else None
 
 
+def has_jit() -> bool:
+    """Tell whether the kernel compiles programs for its processor; else it interprets them."""
+    return kernel.has_jit()
+
+
 @lru_cache(maxsize=1)
 def _vmlinux() -> int:
     """Return libbpf's handle of the kernel's own BTF, kept for the process; 0 without BTF."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,12 @@ _HEADERS = Path("/usr/include")
 _BUILD = _ROOT / "build" / "tests"
 #: What clang compiles for: machines of this one's byte order.
 TARGET = "bpf" if sys.byteorder == "little" else "bpfeb"
+_SUFFIX = "bpf.o" if TARGET == "bpf" else "bpfeb.o"
+#: The programs under test, as ``make bpf`` builds them for this machine's byte order.
+HOOK = _ROOT / "bpf" / "build" / f"hook.{_SUFFIX}"
+MESH = _ROOT / "bpf" / "build" / f"mesh.{_SUFFIX}"
+# Whose registers the macros of <bpf/bpf_tracing.h> name, by machine; x86-64's where none is here.
+_REGISTERS = {"aarch64": ("__TARGET_ARCH_arm64",), "s390x": ("__TARGET_ARCH_s390",)}
 _FLAGS = ["-mcpu=v3", "-O2", "-g", "-std=gnu11", "-Wall", "-Wextra", "-Werror"]
 
 
@@ -41,6 +48,11 @@ def compiled(name: str, *defines: str, clang: str = "clang", flags: Sequence[str
     digest = hashlib.sha256(source.read_bytes() + headers + repr(command).encode()).hexdigest()[:12]
     target = _BUILD / f"{name}-{digest}.bpf.o"
     return _made(target, lambda partial: [*command, "-c", str(source), "-o", partial])
+
+
+def of_registers(name: str, machine: str = "") -> Path:
+    """Return the object of programs that read registers, for a machine as ``uname -m`` names it."""
+    return compiled(name, *_REGISTERS.get(machine or platform.machine(), ()))
 
 
 def of_source(source: Path, *flags: str) -> Path:
@@ -110,6 +122,8 @@ NEWEST = max(CLANGS, key=lambda name: int(name.partition("-")[2] or 0))
 def _compile_all() -> None:
     for path in sorted(_SOURCES.glob("*.bpf.c")):
         sys.stdout.write(f"{compiled(path.name.removesuffix('.bpf.c'))}\n")
+    for machine in _REGISTERS:
+        of_registers("tracing", machine)
     for one in CLANGS:
         compiled("variables", clang=one)
         stripped(compiled("maptypes", clang=one))

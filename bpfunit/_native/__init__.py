@@ -26,7 +26,9 @@ from typing import Any
 from bpfunit._paths import cache_dir
 
 SOURCES = [Path(__file__).with_name(name) for name in ("bulk.c", "explore.c", "rewind.c")]
-_EXTENSION = [Path(__file__).with_name(name) for name in ("calls.c", "python_abi.h")]
+EXTENSION_SOURCES = [Path(__file__).with_name(name) for name in ("calls.c", "python_abi.h")]
+#: All that guests of another architecture have to be given, by what the names start with.
+LIBRARIES = {"loops": SOURCES, "calls": EXTENSION_SOURCES}
 _COMPILERS = ("cc", "gcc", "clang")
 PATH_VARIABLE = "BPFUNIT_NATIVE"
 _TIMEOUT_S = 120  # a loaded machine under emulation; one file takes a second natively
@@ -232,7 +234,7 @@ def library_path() -> Path:
 
 def extension_path() -> Path:
     """Return where the Python extension is, or would be: beside the loops."""
-    return library_path().with_name(_named("calls", _EXTENSION))
+    return library_path().with_name(_named("calls", EXTENSION_SOURCES))
 
 
 def _named(name: str, sources: list[Path]) -> str:
@@ -254,7 +256,7 @@ def build_extension() -> Path | None:
     """
     if sys.implementation.name != "cpython" or sysconfig.get_config_var("Py_GIL_DISABLED"):
         return None
-    return _build(extension_path(), _EXTENSION[:1])
+    return _build(extension_path(), EXTENSION_SOURCES[:1])
 
 
 def _build(target: Path, sources: list[Path]) -> Path | None:

@@ -28,7 +28,7 @@ struct job {
 	int32_t prog_fd;
 	uint32_t repeat;
 	uint64_t count;
-	uint32_t ctx_size; /* at most MAX_CTX */
+	uint32_t ctx_size; /* at most MAX_CTX; what the kernel has beyond it is cut */
 	uint32_t answer_size; /* 4 for types that answer with struct bpfunit_result, else 0 */
 	int32_t fd_offset; /* of a u64 for the socket's descriptor in the context, -1 for none */
 	int32_t made_of_offset; /* of three u32: family, type, protocol; -1 for none */
@@ -95,6 +95,7 @@ uint64_t bpfunit_run_many(struct job *job, uint64_t from)
 	memset(&attr, 0, sizeof(attr));
 	for (i = from; i < job->count; i++) {
 		uint8_t in[MAX_CTX] __attribute__((aligned(8)));
+		uint8_t out[MAX_CTX];
 		int32_t verdict = 0;
 		int fd = job->sock_fd;
 
@@ -116,8 +117,8 @@ uint64_t bpfunit_run_many(struct job *job, uint64_t from)
 		attr.test.repeat = job->repeat;
 		attr.test.ctx_in = (uint64_t)(uintptr_t)in;
 		attr.test.ctx_size_in = job->ctx_size;
-		attr.test.ctx_out = (uint64_t)(uintptr_t)(job->out + i * job->ctx_size);
-		attr.test.ctx_size_out = job->ctx_size;
+		attr.test.ctx_out = (uint64_t)(uintptr_t)out;
+		attr.test.ctx_size_out = sizeof(out);
 		attr.test.data_out = job->answer_size ? (uint64_t)(uintptr_t)&verdict : 0;
 		attr.test.data_size_out = job->answer_size;
 		job->error[i] = bpf(BPF_PROG_TEST_RUN, &attr, sizeof(attr)) < 0 ? errno : 0;
@@ -125,6 +126,7 @@ uint64_t bpfunit_run_many(struct job *job, uint64_t from)
 			job->retval[i] = attr.test.retval;
 			job->duration[i] = attr.test.duration;
 			job->verdict[i] = verdict;
+			memcpy(job->out + i * job->ctx_size, out, job->ctx_size);
 			if (fd)
 				for (s = 0; s < job->storages; s++)
 					read_storage(&job->storage[s], i, fd);

@@ -46,8 +46,8 @@ def booted(
         LostGuestError: the guest died; its last words are in the message.
     """
     kernel = kernels.resolve(name)
-    if kernel.foreign and (built := kernels.cross_library(kernel, _native.SOURCES)):
-        env = {**(env or {}), _native.PATH_VARIABLE: str(built)}
+    if built := kernels.cross_libraries(kernel, _native.LIBRARIES):
+        env = {**(env or {}), _native.PATH_VARIABLE: str(built.get("loops", ""))}
     module = kernels.module_for(kernel) if kernel.headers else None
     with tempfile.TemporaryDirectory(prefix="bpfunit-") as directory:
         group = execnet.Group()

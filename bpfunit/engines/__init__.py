@@ -17,6 +17,7 @@ __all__ = [
     "DEFAULT",
     "Engine",
     "NotApplicableError",
+    "NotApplicableHereError",
     "ProgramRef",
     "RawOutcome",
     "Request",
@@ -28,7 +29,19 @@ DEFAULT = "testrun"
 
 
 class NotApplicableError(BpfunitError):
-    """The engine cannot produce this run; the reason says what a real system would need."""
+    """The engine cannot produce this run; the reason says what a real system would need.
+
+    Attributes:
+        where: what cannot, in words.
+    """
+
+    where = "on this engine"
+
+
+class NotApplicableHereError(NotApplicableError):
+    """No engine can produce it on this kernel, as that is configured."""
+
+    where = "on this kernel"
 
 
 class Engine(Protocol):

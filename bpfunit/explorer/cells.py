@@ -67,8 +67,8 @@ class Cells:
         return cells
 
     def read(self, given: Input, cell: Cell) -> int:
-        """Return the number in a cell, of little-endian bytes."""
-        return int.from_bytes(self._bytes_of(given, cell), "little")
+        """Return the number in a cell, whose bytes are in the kernel's order."""
+        return int.from_bytes(self._bytes_of(given, cell), self._facts.order)
 
     def _bytes_of(self, given: Input, cell: Cell) -> bytes:
         end = cell.offset + cell.width
@@ -76,7 +76,7 @@ class Cells:
             assert isinstance(cell.where, int)
             answers = dict(given.stubs)
             answer = answers.get(cell.where, self._facts.stubs[cell.where].value)
-            return answer.to_bytes(8, "little")
+            return answer.to_bytes(8, self._facts.order)
         if cell.kind == "value":
             return self._entry(given, cell)[cell.offset : end]
         assert isinstance(cell.where, int)
@@ -92,8 +92,8 @@ class Cells:
         return one.initial or bytes(one.stride)
 
     def written(self, given: Input, cell: Cell, value: int) -> Input:
-        """Return the input with another number in a cell, little-endian."""
-        raw = (value & (1 << 8 * cell.width) - 1).to_bytes(cell.width, "little")
+        """Return the input with another number in a cell."""
+        raw = (value & (1 << 8 * cell.width) - 1).to_bytes(cell.width, self._facts.order)
         if cell.kind == "stub":
             assert isinstance(cell.where, int)
             return given.with_stub(cell.where, value)

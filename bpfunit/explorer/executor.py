@@ -186,8 +186,9 @@ class Executor:
         rings = list(self._rings())
         ring_array = (_native.Ring * (len(rings) or 1))(*rings)
         default = bytearray(len(recorder.stub_memory.memory))
+        order = facts.order
         for slot, stub in enumerate(facts.stubs):
-            answer = int(stub.always).to_bytes(8, "little") + stub.value.to_bytes(8, "little")
+            answer = int(stub.always).to_bytes(8, order) + stub.value.to_bytes(8, order)
             default[slot * 16 : slot * 16 + 16] = answer
         self._out = ctypes.create_string_buffer(max(_OUT_ROOM, 8 * (RECORDS * 64 + _SPARE)))
         of_type = self._program.program_type

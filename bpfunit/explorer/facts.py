@@ -6,11 +6,14 @@ wherever the search does.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from bpfunit.rewrite import insn as i
+
+Order = Literal["little", "big"]
 
 _U64, _U32 = (1 << 64) - 1, (1 << 32) - 1
 BRANCH, KEY, RESULT, TAIL = "branch", "key", "result", "tail"
@@ -136,6 +139,7 @@ class Facts:
         words: (offset, bytes) of the parts of the context that an input may choose.
         contexts: contexts to begin with: one for each kind of socket.
         packets: packets to begin with; empty for types without.
+        order: the byte order of the kernel that runs it, "little" or "big".
     """
 
     program: str
@@ -151,6 +155,7 @@ class Facts:
     contexts: Sequence[bytes]
     packets: Sequence[bytes] = ()
     notes: list[str] = field(default_factory=list)
+    order: Order = sys.byteorder
 
     def edges(self) -> list[tuple[int, bool]]:
         """Return the branch edges that the verifier left, in the order of the program."""

@@ -178,7 +178,7 @@ class Minimiser:
             if word in tried or not any(word):
                 continue
             tried.add(word)
-            if not role and int.from_bytes(word, "little") < 256:
+            if not role and int.from_bytes(word, self._facts.order) < 256:
                 continue
             plain = self._plain_number(role, case.given)
             given = self._substituted(case.given, word, plain)
@@ -196,9 +196,10 @@ class Minimiser:
             if role == "addr":
                 plain = bytes((10, 0, n >> 8, n & 0xFF))
             elif role == "port":
-                plain = (8000 + n).to_bytes(2, "big") + bytes(2)
+                plain = (8000 + n).to_bytes(2, "big")
+                plain = plain + bytes(2) if self._facts.order == "little" else bytes(2) + plain
             else:
-                plain = (100 + n).to_bytes(4, "little")
+                plain = (100 + n).to_bytes(4, self._facts.order)
             if given is None or plain not in given_words(given):
                 return plain
 

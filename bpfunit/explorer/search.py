@@ -221,7 +221,7 @@ class Search:
                 if not stub.always and site.slot not in dict(given.stubs):
                     yield given.with_stub(site.slot, stub.value)
             elif site.kind == TAIL and site.map >= 0:
-                slot = (case.records[index][1] & 0xFFFFFFFF).to_bytes(4, "little")
+                slot = (case.records[index][1] & 0xFFFFFFFF).to_bytes(4, self.facts.order)
                 yield given.with_entry(site.map, slot, bytes(4))
         yield from self._other_sockets(given)
         for number, key, _ in given.entries:

@@ -12,10 +12,6 @@ from typing import NamedTuple
 
 from bpfunit.explorer.facts import BRANCH, KEY, Facts
 
-_U32 = struct.Struct("<I")
-_STEP = struct.Struct("<iIiI")
-_STUB = struct.Struct("<IQQ")
-
 Record = tuple[int, int, int, bytes]
 """A site's number, the operands a and b (0 where there is none), the key."""
 
@@ -94,14 +90,18 @@ class Outcome(NamedTuple):
 
 
 class Wire:
-    """Encodes inputs and decodes outcomes of one program."""
+    """Encodes inputs and decodes outcomes of one program, in the byte order of its kernel."""
 
     def __init__(self, facts: Facts) -> None:
         self._facts = facts
+        order = "<" if facts.order == "little" else ">"
+        self._u16, self._u32, self._two, self._step_head, self._stub = (
+            struct.Struct(order + layout) for layout in ("H", "I", "II", "iIiI", "IQQ")
+        )
         self._shapes = []
         for site in facts.sites:
             has_b = site.kind == BRANCH and site.imm is None
-            layout = "<Q" * (site.kind != KEY) + "Q" * has_b
+            layout = order + "Q" * (site.kind != KEY) + "Q" * has_b
             packed = struct.Struct(layout + f"{site.key_size}s" * (site.key_size > 0))
             fixed = 0 if site.imm is None else site.imm & (1 << 64) - 1
             self._shapes.append((packed, site.kind == KEY, has_b, fixed))
@@ -110,43 +110,43 @@ class Wire:
         """Return the bytes of inputs, one after another."""
         parts = []
         for given in inputs:
-            body = [_U32.pack(len(given.steps))]
+            body = [self._u32.pack(len(given.steps))]
             stubs = self._facts.stubs
-            body.append(_U32.pack(len(given.stubs)))
+            body.append(self._u32.pack(len(given.stubs)))
             for slot, answer in given.stubs:
                 assert slot < len(stubs)
-                body.append(_STUB.pack(slot, 1, answer))
-            body.append(_U32.pack(len(given.entries)))
+                body.append(self._stub.pack(slot, 1, answer))
+            body.append(self._u32.pack(len(given.entries)))
             for number, key, value in given.entries:
-                body += (_U32.pack(number), key, value)
+                body += (self._u32.pack(number), key, value)
             for step in given.steps:
-                body += (_U32.pack(len(step.ctx)), step.ctx)
-                body += (_U32.pack(len(step.data)), step.data)
+                body += (self._u32.pack(len(step.ctx)), step.ctx)
+                body += (self._u32.pack(len(step.data)), step.data)
             joined = b"".join(body)
-            parts.append(_U32.pack(len(joined)) + joined)
+            parts.append(self._u32.pack(len(joined)) + joined)
         return b"".join(parts)
 
     def decode(self, raw: bytes) -> list[Outcome]:
         """Read outcomes."""
         found, at = [], 0
         while at < len(raw):
-            (size,) = _U32.unpack_from(raw, at)
+            (size,) = self._u32.unpack_from(raw, at)
             found.append(self._outcome(raw, at + 4))
             at += 4 + size
         return found
 
     def _outcome(self, raw: bytes, at: int) -> Outcome:
-        count, refused = struct.unpack_from("<II", raw, at)
+        count, refused = self._two.unpack_from(raw, at)
         at += 8
         steps = []
         for _ in range(count):
             step, at = self._step(raw, at)
             steps.append(step)
-        (size,) = _U32.unpack_from(raw, at)
+        (size,) = self._u32.unpack_from(raw, at)
         at += 4
         end, entries = at + size, {}
         while at < end:
-            (number,) = _U32.unpack_from(raw, at)
+            (number,) = self._u32.unpack_from(raw, at)
             one = self._facts.maps[number]
             at += 4
             value_at = at + one.key_size
@@ -155,23 +155,23 @@ class Wire:
         return Outcome(refused, steps, entries)
 
     def _step(self, raw: bytes, at: int) -> tuple[StepOutcome, int]:
-        errno, retval, verdict, size = _STEP.unpack_from(raw, at)
-        at += _STEP.size
+        errno, retval, verdict, size = self._step_head.unpack_from(raw, at)
+        at += self._step_head.size
         ctx = raw[at : at + size]
         at += size
-        (size,) = _U32.unpack_from(raw, at)
+        (size,) = self._u32.unpack_from(raw, at)
         at += 4
         data = raw[at : at + size]
         at += size
-        head, size = struct.unpack_from("<II", raw, at)
+        head, size = self._two.unpack_from(raw, at)
         at += 8
         records = self._records(raw, at, at + size)
         at += size
-        (size,) = _U32.unpack_from(raw, at)
+        (size,) = self._u32.unpack_from(raw, at)
         at += 4
         log, end = [], at + size
         while at < end:
-            ring, length = struct.unpack_from("<II", raw, at)
+            ring, length = self._two.unpack_from(raw, at)
             log.append((ring, raw[at + 8 : at + 8 + length]))
             at += 8 + length
         lost = max(0, head - len(records))
@@ -180,7 +180,7 @@ class Wire:
     def _records(self, raw: bytes, at: int, end: int) -> list[Record]:
         shapes, found = self._shapes, []
         while at < end:
-            number = raw[at] | raw[at + 1] << 8
+            (number,) = self._u16.unpack_from(raw, at)
             packed, is_key, has_b, fixed = shapes[number]
             values = packed.unpack_from(raw, at + 2)
             at += 2 + packed.size

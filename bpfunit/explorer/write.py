@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,7 +121,7 @@ def literal(value: Any, name: str = "") -> str:
         return repr(value)
     role = role_of(name)
     if role == "port" and 0 < value <= 0xFFFF:
-        return f"port({int.from_bytes(value.to_bytes(2, 'little'), 'big')})"
+        return f"port({int.from_bytes(value.to_bytes(2, sys.byteorder), 'big')})"
     if role == "addr" and 0 < value <= 0xFFFFFFFF:
         return f'ip4("{IP(value)}")'
     return hex(value) if value > 0xFFFF else str(value)
@@ -256,7 +257,7 @@ class Writer:
                 yield 'listener = socket.create_server(("127.0.0.1", 0))'
                 yield f"{self._entry(number, key)} = listener"
             elif one.kind == PROGRAMS:
-                spies.append((number, int.from_bytes(key, "little")))
+                spies.append((number, int.from_bytes(key, sys.byteorder)))
             else:
                 yield f"{self._entry(number, key)} = {self._value(number, value)}"
         for number, index in spies:

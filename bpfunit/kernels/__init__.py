@@ -6,7 +6,7 @@ Nothing here is installed on the host or changes its package state; all of it li
 from __future__ import annotations
 
 from bpfunit.kernels._cache import disk_usage
-from bpfunit.kernels._cross import cross_library
+from bpfunit.kernels._cross import cross_libraries
 from bpfunit.kernels._kmod import module_for, modules_for
 from bpfunit.kernels._manage import PinChange, Status, inventory, remove, roots, update_pins
 from bpfunit.kernels._resolve import resolve, resolve_many, strict_pins
@@ -38,7 +38,7 @@ __all__ = [
     "Status",
     "Suite",
     "UnknownKernelError",
-    "cross_library",
+    "cross_libraries",
     "disk_usage",
     "inventory",
     "load_catalogue",

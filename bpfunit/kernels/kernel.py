@@ -65,6 +65,12 @@ class Kernel:
         return self.tree or self.image
 
     @property
+    def interprets(self) -> bool:
+        """Whether it interprets programs, since it was built without a BPF JIT."""
+        path = self.configuration
+        return path is not None and "\nCONFIG_BPF_JIT=y\n" not in path.read_text("utf-8")
+
+    @property
     def configuration(self) -> Path | None:
         """Its configuration (``CONFIG_…``), None when it is not here."""
         named = f"config-{self.release}"

@@ -104,7 +104,7 @@ def pytest_runtest_makereport(
     if isinstance(error, NotApplicableError):
         path, line, _ = item.location
         report.outcome = "skipped"
-        report.longrepr = (path, (line or 0) + 1, f"{_CATEGORY} on this engine: {error}")
+        report.longrepr = (path, (line or 0) + 1, f"{_CATEGORY} {error.where}: {error}")
         report.not_applicable = str(error)  # type: ignore[attr-defined]
     return report
 

@@ -20,7 +20,7 @@ from bpfunit.errors import BpfunitError
 from bpfunit.guest.environment import asked_for, require_visible, withheld
 from bpfunit.guest.outcome import Death, ExitReport, read_exit_report
 from bpfunit.guest.spec import GuestSpec, unusual_start
-from bpfunit.kernels import Kernel, cross_library, load_catalogue, modules_for, resolve_many
+from bpfunit.kernels import Kernel, cross_libraries, load_catalogue, modules_for, resolve_many
 from bpfunit.plugin.bench import HostBenchmarks
 from bpfunit.plugin.engines import choose_for
 from bpfunit.plugin.outcomes import collector_of
@@ -115,7 +115,7 @@ def make_targets(config: pytest.Config, run: Path, guests: int) -> list[Target]:
     modules = dict(zip(built, modules_for(built), strict=True))
     targets = []
     for number, (label, kernel) in enumerate(zip(labels(kernels), kernels, strict=True)):
-        loops = cross_library(kernel, _native.SOURCES) if kernel.foreign else None
+        loops = cross_libraries(kernel, _native.LIBRARIES).get("loops")
         spec = GuestSpec(
             kernel=kernel,
             module=modules.get(kernel),
@@ -229,7 +229,7 @@ class HostSide:
         lines = [
             f"bpfunit: kernel {target.kernel.release} (ids end in @{target.label}), "
             f"{choose_for(target.kernel, option.bpf_engine)}, {target.kernel.source}"
-            + "".join(f"; {note}" for note in (target.kernel.note, target.start) if note)
+            + "".join(f"; {note}" for note in _notes(target) if note)
             for target in self.targets
         ]
         if self._withheld:
@@ -368,6 +368,11 @@ class HostSide:
                 f"bpfunit: {self._host_items} tests marked host were left out in the guests; "
                 "run them without --kernel"
             )
+
+
+def _notes(target: Target) -> tuple[str, ...]:
+    interprets = "it has no BPF JIT and interprets programs" if target.kernel.interprets else ""
+    return target.kernel.note, target.start, interprets
 
 
 def what_never_ran(nodeid: str) -> str:

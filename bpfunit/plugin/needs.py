@@ -1,7 +1,8 @@
 """The marker ``needs``: a test that only makes sense where the kernel has a feature.
 
 An older kernel skips the test and says what it lacks. A kernel that should have the feature and
-does not fails it: a skip that nobody expected hides a broken probe or a broken kernel.
+does not fails it: a skip that nobody expected hides a broken probe or a broken kernel. A BPF JIT is
+no matter of age: without one, what needs it is not applicable.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 import pytest
 
 from bpfunit import features
+from bpfunit.engines import NotApplicableHereError
 from bpfunit.guest import in_guest
 
 _FORM = 'needs(since="5.18", helper="bpf_get_retval")'
@@ -21,7 +23,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         "needs(since, helper=, kfunc=, map_type=, prog_type=, type=): the kernel must have this"
-        " feature; one older than `since` skips the test, a newer one that lacks it fails it",
+        " feature; one older than `since` skips the test, a newer one that lacks it fails it;"
+        " needs(jit=True): not applicable on a kernel that interprets programs",
     )
 
 
@@ -58,11 +61,26 @@ def verdict(mark: pytest.Mark) -> tuple[str, bool] | None:
     return f"{lacking}, which kernels from {mark.kwargs['since']} on have", True
 
 
+def require_jit() -> None:
+    """Refuse what needs a BPF JIT.
+
+    Raises:
+        NotApplicableHereError: the kernel interprets programs.
+    """
+    if not features.has_jit():
+        raise NotApplicableHereError(
+            f"{features.kernel_release()} has no BPF JIT, so that it interprets programs"
+        )
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip or fail a test whose feature is not there."""
     if not in_guest():
         return
     for mark in item.iter_markers("needs"):
+        if mark.kwargs == {"jit": True}:
+            require_jit()
+            continue
         if found := verdict(mark):
             reason, is_failure = found
             if is_failure:

@@ -70,7 +70,9 @@ class OutcomeCollector:
         for target in host.targets if host else ():
             kernel = target.kernel
             notes = (kernel.source, choose_for(kernel, self._config.option.bpf_engine))
-            self._kernels[target.label] = KernelInfo(kernel.release, notes, target.label)
+            self._kernels[target.label] = KernelInfo(
+                kernel.release, notes, target.label, interpreted=kernel.interprets
+            )
             if kernel.note:
                 self._remarks[f"kernel {kernel.release}: {kernel.note}"] = None
 

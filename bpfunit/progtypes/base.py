@@ -26,13 +26,15 @@ class ContextError(BpfunitError, ValueError):
 class ProgramRef(NamedTuple):
     """A loaded program, as much of it as an engine needs.
 
-    ``attach_type`` is that of ``enum bpf_attach_type``, 0 where nobody knows it.
+    ``attach_type`` is that of ``enum bpf_attach_type``, 0 where nobody knows it. ``interpreted``
+    says that the kernel has not compiled it for the processor.
     """
 
     fd: int
     name: str
     type: ProgramType
     attach_type: int
+    interpreted: bool = False
 
 
 class Watch(Protocol):

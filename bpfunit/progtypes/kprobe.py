@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import platform
 import struct
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from bpfunit._arch import native
 from bpfunit._sys.uapi import ProgType
 from bpfunit.errors import NotFoundError
 from bpfunit.progtypes.base import ContextError, ProgramType, Request, register
@@ -25,25 +25,17 @@ _u64 = ctypes.c_uint64
 # struct bpfunit_tracing of vm/testrun/bpfunit_testrun.h
 _HEADER = struct.Struct("=4IQ")
 
-# struct pt_regs by machine: arch/x86/include/asm/ptrace.h, arch/arm64/include/uapi/asm/ptrace.h
-_X86 = (
-    *("r15", "r14", "r13", "r12", "bp", "bx", "r11", "r10", "r9", "r8", "ax", "cx", "dx", "si"),
-    *("di", "orig_ax", "ip", "cs", "flags", "sp", "ss"),
+_REGISTERS = native().registers
+_FIELDS: tuple[tuple[str, Any], ...] = tuple(
+    (name, array_type(_u64, length) if length else _u64) for name, length in _REGISTERS.fields
 )
-_MACHINE = platform.machine()
-_FIELDS: tuple[tuple[str, Any], ...] = (
-    (("regs", array_type(_u64, 31)), ("sp", _u64), ("pc", _u64), ("pstate", _u64))
-    if _MACHINE == "aarch64"
-    else tuple((name, _u64) for name in _X86)
-)
-_ARGUMENTS = ("di", "si", "dx", "cx", "r8", "r9")  # System V; on arm64 x0 to x7
 
 
 class PtRegs(StructRecord):
     """``struct pt_regs`` of this machine: 64-bit registers by the kernel's names.
 
     x86-64: ``di``, ``si``, ``ax``, ``ip``, ``sp``, …; arm64: ``regs`` (x0 to x30), ``sp``, ``pc``,
-    ``pstate``.
+    ``pstate``; s390x: ``args``, ``psw`` (mask and address), ``gprs`` (0 to 15).
     """
 
     _fields_: ClassVar[Any] = list(_FIELDS)
@@ -51,14 +43,16 @@ class PtRegs(StructRecord):
 
     def argument(self, number: int) -> int:
         """Return an argument of the probed function, counted from 0."""
-        if _MACHINE == "aarch64":
-            return int(self.regs[number])
-        return int(getattr(self, _ARGUMENTS[number]))
+        return self._get(_REGISTERS.arguments[number])
 
     @property
     def returned(self) -> int:
         """What the probed function returned, or what ``bpf_override_return()`` has it return."""
-        return int(self.regs[0] if _MACHINE == "aarch64" else self.ax)
+        return self._get(_REGISTERS.returned)
+
+    def _get(self, place: tuple[str, int]) -> int:
+        found = getattr(self, place[0])
+        return int(found if isinstance(found, int) else found[place[1]])
 
 
 def header(cookie: int) -> bytes | None:
@@ -83,7 +77,8 @@ class KprobeProgram(Program):
 
         Args:
             *args: the arguments of the probed function, as ``PT_REGS_PARM1()`` and its kin see
-                them: up to 6 on x86-64, 8 on arm64. Negative numbers are two's complement.
+                them: up to 6 on x86-64, 8 on arm64, 5 on s390x. Negative numbers are two's
+                complement.
             ret: what the function returned, for a program on its return (``PT_REGS_RC()``).
             regs: other registers by the kernel's names, ``{"ip": 0xffffffff81000000}``.
             cookie: what ``bpf_get_attach_cookie()`` returns (Linux 5.15).
@@ -112,34 +107,33 @@ class KprobeProgram(Program):
     ) -> PtRegs:
         """Return the registers that :meth:`run` would craft, to alter them or to run many."""
         found = PtRegs()
-        most = 8 if _MACHINE == "aarch64" else len(_ARGUMENTS)
+        most = len(_REGISTERS.arguments)
         if len(args) > most:
             raise ContextError(
                 f"run {self.name}: {len(args)} arguments; {most} are in registers, others are on"
                 " the stack"
             )
-        for number, value in enumerate(args):
-            self._set(found, number, value)
+        for place, value in zip(_REGISTERS.arguments, args, strict=False):
+            self._set(found, place, value)
         if ret is not None:
-            self._set(found, 0 if _MACHINE == "aarch64" else "ax", ret)
+            self._set(found, _REGISTERS.returned, ret)
         for name, value in (regs or {}).items():
             if name not in PtRegs._members_:
                 raise NotFoundError(
                     f"craft registers for {self.name}", name, list(PtRegs._members_)
                 )
-            self._set(found, name, value)
+            self._set(found, (name, 0), value)
         return found
 
-    def _set(self, found: PtRegs, register: int | str, value: int) -> None:
+    def _set(self, found: PtRegs, place: tuple[str, int], value: int) -> None:
         if not isinstance(value, int) or not -(1 << 63) <= value < 1 << 64:
             raise ContextError(f"run {self.name}: {value!r} does not fit a register of 64 bits")
         value &= (1 << 64) - 1
-        if isinstance(register, str):
-            setattr(found, register, value)
-        elif _MACHINE == "aarch64":
-            found.regs[register] = value
+        name, index = place
+        if isinstance(getattr(found, name), int):
+            setattr(found, name, value)
         else:
-            setattr(found, _ARGUMENTS[register], value)
+            getattr(found, name)[index] = value
 
     def as_context(self, given: Any) -> PtRegs:
         """Return the context of one input of :meth:`run_many`: one argument, or several."""

@@ -84,11 +84,18 @@ class KernelInfo:
         name: the exact release, as the guest's ``uname -r`` says it; "host" for host tests.
         notes: engine, accelerator, where the kernel came from; one phrase each.
         label: its short name in test ids, after the ``@``; "" for host tests.
+        interpreted: whether it interprets programs, since it has no BPF JIT.
     """
 
     name: str
     notes: tuple[str, ...] = ()
     label: str = ""
+    interpreted: bool = False
+
+    @property
+    def title(self) -> str:
+        """What tables call it."""
+        return f"{self.name} (interpreted)" if self.interpreted else self.name
 
 
 @dataclass

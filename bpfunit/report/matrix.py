@@ -49,7 +49,7 @@ def table(run: Run) -> list[list[str]]:
         numbers = [
             str(sum(counts.get(status, 0) for status in statuses)) for statuses in columns.values()
         ]
-        lines.append([kernel.name, *numbers, duration(run.seconds_on(kernel.name))])
+        lines.append([kernel.title, *numbers, duration(run.seconds_on(kernel.name))])
     return lines
 
 
@@ -113,6 +113,7 @@ def data(run: Run) -> dict[str, Any]:
             {
                 "release": kernel.name,
                 "label": kernel.label,
+                "interpreted": kernel.interpreted,
                 "notes": list(kernel.notes),
                 "ok": not is_bad(run, kernel),
                 "counts": {status.value: n for status, n in run.counts(kernel.name).items()},

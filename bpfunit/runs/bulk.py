@@ -90,6 +90,7 @@ class BulkResult(Sequence[BulkRun]):
     Attributes:
         program: the program's name.
         engine: by which engine they ran.
+        interpreted: whether the kernel interpreted the program, for want of a BPF JIT.
         native: whether the loop in C made them, rather than the one in Python.
         observed: whether somebody looked for tail calls.
         ctx_in, ctx: contexts before and after: ctypes arrays where the runs are made of contexts.
@@ -102,6 +103,7 @@ class BulkResult(Sequence[BulkRun]):
         count = len(inputs)
         self.program, self.program_type = program.name, program.program_type
         self.engine, self.native, self.observed = engine, False, True
+        self.interpreted = program.interpreted
         self._run_class = program.run_class
         self.ctx_in: Any
         self.ctx: Any

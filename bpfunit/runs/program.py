@@ -54,7 +54,11 @@ class Program:
         self._attach_type = attach_type
         self.observation = observation or Observation()
         self.ref = ProgramRef(
-            fd, name or info.name.decode(), type_of(int(info.type)), attach_type or 0
+            fd,
+            name or info.name.decode(),
+            type_of(int(info.type)),
+            attach_type or 0,
+            interpreted=info.jited_prog_len == 0,
         )
 
     @staticmethod
@@ -156,6 +160,11 @@ class Program:
     def attach_type(self) -> int:
         """The attach type's number; 0 where nobody knows it."""
         return self.ref.attach_type
+
+    @property
+    def interpreted(self) -> bool:
+        """Whether the kernel interprets it: a kernel without a BPF JIT, or whose JIT is off."""
+        return self.ref.interpreted
 
     def __repr__(self) -> str:
         return f"<program {self.name}: {self.section or self.program_type.name}, fd {self.ref.fd}>"

@@ -57,6 +57,7 @@ class Result:
     Attributes:
         program: the program's name.
         engine: by which engine it ran ("testrun", "live", "both").
+        interpreted: whether the kernel interpreted the program, for want of a BPF JIT.
         kernel: the exact release it ran on.
         retval: what the program returned, negative where verdicts of its type can be (TC,
             raw_tracepoint, syscall, lwt).
@@ -111,6 +112,11 @@ class Result:
         return self._ref.name
 
     @property
+    def interpreted(self) -> bool:
+        """Whether the kernel interpreted the program: it has no BPF JIT, or that is off."""
+        return self._ref.interpreted
+
+    @property
     def program_type(self) -> ProgramType:
         """What is known of the program's type."""
         return self._ref.type
@@ -138,6 +144,7 @@ class Result:
 
     def __repr__(self) -> str:
         shown = [f"retval={self.retval}", f"ctx={self.ctx!r}", f"engine={self.engine!r}"]
+        shown += ["interpreted"] if self.interpreted else []
         shown += [f"retval is {self.retval_note}"] if self.retval_note else []
         shown += [f"errno={self.errno}"] if self.errno else []
         with suppress(NotObservedError):

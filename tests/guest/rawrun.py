@@ -97,7 +97,7 @@ class TypedProgram(Descriptor):
         ctx: bytes | None = None,
         data: bytes | None = None,
         *,
-        ctx_room: int = 256,
+        ctx_room: int = 512,
         data_room: int = RESULT_SIZE,
         **fields: Any,
     ) -> Answer:

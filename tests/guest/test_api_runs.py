@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import bpfunit
-from bpfunit import BpfSockAddr, ContextError, Object, SyscallError, ip, ip4, port
+from bpfunit import BpfSockAddr, ContextError, Object, SyscallError, features, ip, ip4, port
 
 from ..objects import compiled
 
@@ -39,6 +39,19 @@ def test_program_rewrites_the_crafted_destination(obj: Object) -> None:
     assert result.dst == ("10.244.0.5", 8080)
     assert not result.untouched
     assert result.ctx_in.user == "10.96.0.1:80"
+
+
+def test_a_result_says_whether_the_program_was_interpreted(obj: Object) -> None:
+    program = obj.programs.redirect4
+    many = program.run_many(["10.96.0.1:80"])
+    for one in (program, program.run("10.96.0.1:80"), many):
+        assert one.interpreted is not features.has_jit()
+    assert ("interpreted" in repr(program.run("10.96.0.1:80"))) is program.interpreted
+
+
+@pytest.mark.needs(jit=True)
+def test_a_test_that_needs_a_jit_runs_where_there_is_one_alone(obj: Object) -> None:
+    assert not obj.programs.redirect4.interpreted
 
 
 def test_context_holds_network_byte_order(obj: Object) -> None:

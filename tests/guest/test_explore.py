@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +12,10 @@ from bpfunit.explorer import Budget, Executor, Search, block, compare, explore_a
 from bpfunit.explorer.result import DEAD, MISSED, REACHED
 
 from ..hook.mesh import MAP_TYPES
-from ..objects import compiled
+from ..objects import HOOK, compiled
 
 pytestmark = [pytest.mark.guest, pytest.mark.bpf_plain]
 
-HOOK = Path(__file__).parents[2] / "bpf" / "build" / "hook.bpf.o"
 PATIENCE = Budget(seconds=240)  # a machine under load; the budget of instructions ends it sooner
 
 

@@ -11,12 +11,11 @@ import bpfunit
 from bpfunit.explorer import Budget, CorpusError, Exploration
 from bpfunit.explorer.result import REACHED
 
-from ..objects import compiled
+from ..objects import HOOK, compiled
 
 pytestmark = [pytest.mark.guest, pytest.mark.bpf_plain]
 
 HERE = Path(__file__).parent
-HOOK = HERE.parents[1] / "bpf" / "build" / "hook.bpf.o"
 DNS = "bpf_restore_dns_recv"
 
 

@@ -13,11 +13,11 @@ import bpfunit
 from bpfunit.explorer import Budget, WrittenTest, block, explore_and_write
 
 from ..hook.mesh import MAP_TYPES
+from ..objects import HOOK
 from .turned import Inverted, LedOut
 
 pytestmark = [pytest.mark.guest, pytest.mark.bpf_plain]
 
-HOOK = Path(__file__).parents[2] / "bpf" / "build" / "hook.bpf.o"
 PROGRAM = "cgroup_connect4_prog"
 PARTS = 4  # of the tests, so that none takes minutes where guests are emulated
 MOST_ENTRIES = 5

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from bpfunit import features
+from bpfunit.engines import NotApplicableHereError
 from bpfunit.plugin import needs
 
 
@@ -50,3 +51,13 @@ def test_feature_that_came_early_by_backport_is_used() -> None:
 def test_wrong_form_shows_the_right_one(wrong: dict[str, str]) -> None:
     with pytest.raises(pytest.UsageError, match=r'expected the form needs\(since="5.18", helper='):
         verdict(**wrong)
+
+
+def test_what_needs_a_jit_is_not_applicable_where_programs_are_interpreted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(features, "has_jit", lambda: True)
+    needs.require_jit()
+    monkeypatch.setattr(features, "has_jit", lambda: False)
+    with pytest.raises(NotApplicableHereError, match=r"6\.1\.0-test has no BPF JIT"):
+        needs.require_jit()

@@ -12,7 +12,11 @@ from typing import Any
 import pytest
 
 from bpfunit.cli._objects import is_bpf_object
+from bpfunit.explorer.cells import Cell, Cells
+from bpfunit.explorer.facts import Facts, Site
+from bpfunit.explorer.wire import Input, Step, Wire
 from bpfunit.guest import foreign
+from bpfunit.kernels import Kernel
 from bpfunit.kernels._foreign import _keep_usr_alone
 from bpfunit.plugin.fixtures import object_under_test
 
@@ -116,3 +120,31 @@ def test_the_object_under_test_follows_the_byte_order(monkeypatch, order, asked,
     monkeypatch.setattr(sys, "byteorder", order)
     config: Any = SimpleNamespace(getoption=lambda *_: asked, rootpath=Path("/project"))
     assert object_under_test(config) == Path(found)
+
+
+def test_a_kernel_built_without_a_jit_interprets_programs(tmp_path):
+    image = tmp_path / "vmlinuz-6.12.0-test"
+    kernel = Kernel("6.12", "6.12.0-test", image, None, None, "here")
+    assert not kernel.interprets  # nobody knows
+    configuration = tmp_path / "config-6.12.0-test"
+    configuration.write_text("CONFIG_BPF=y\nCONFIG_BPF_JIT=y\nCONFIG_NET=y\n")
+    assert not kernel.interprets
+    configuration.write_text("CONFIG_BPF=y\n# CONFIG_BPF_JIT is not set\n")
+    assert kernel.interprets
+
+
+@pytest.mark.parametrize(("order", "number"), [("little", b"\2\0"), ("big", b"\0\2")])
+def test_what_explore_says_and_hears_is_in_the_kernels_byte_order(order, number):
+    """Inputs as _native/explore.c reads them, and a record of it: the site and both operands."""
+    sites = [Site("key", 0), Site("key", 1), Site("branch", 2, op=0x10)]
+    facts = Facts("p", "s", "k", "t", sites, frozenset(), {}, (), (), (), (), order=order)
+    wire = Wire(Facts.from_plain(facts.to_plain()))
+    four = [n.to_bytes(4, order) for n in (1, 0, 0, 3)]
+    body = b"".join(four) + b"ctx" + bytes(4)
+    assert wire.encode([Input((Step(b"ctx"),))]) == len(body).to_bytes(4, order) + body
+    record = number + (5).to_bytes(8, order) + (6).to_bytes(8, order)
+    assert wire._records(record, 0, len(record)) == [(2, 5, 6, b"")]
+    cell = Cell("ctx", 0, 0, 2)
+    given = Cells(facts).written(Input((Step(bytes(4)),)), cell, 7)
+    assert given.steps[0].ctx == (7).to_bytes(2, order) + bytes(2)
+    assert Cells(facts).read(given, cell) == 7

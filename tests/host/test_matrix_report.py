@@ -54,6 +54,17 @@ def test_lines_of_the_table_have_one_width():
     assert len({len(line) for line in matrix.text_table(run)}) == 1
 
 
+def test_a_kernel_that_interprets_programs_says_so_in_the_table_and_the_json():
+    run = run_of(Outcome("t.py::test", OLD.name, Status.PASSED))
+    run.kernels[1] = KernelInfo("6.12.107+deb13-s390x", (), "6.12/s390x", interpreted=True)
+    assert [line[0] for line in matrix.table(run)[1:]] == [
+        OLD.name,
+        "6.12.107+deb13-s390x (interpreted)",
+    ]
+    told = [(one["release"], one["interpreted"]) for one in matrix.data(run)["kernels"]]
+    assert told == [(OLD.name, False), ("6.12.107+deb13-s390x", True)]
+
+
 @pytest.mark.parametrize("other", [Status.SKIPPED, Status.MISSING, Status.NOT_APPLICABLE])
 def test_what_did_not_run_does_not_differ(other: Status):
     passed = Outcome("t.py::test", NEW.name, Status.PASSED)

@@ -13,7 +13,8 @@ from bpfunit.netns import NetworkNamespace
 
 from ..hook import families
 from ..hook.families import Family
-from .world import MAP_TYPES, OBJECT, World
+from ..objects import MESH
+from .world import MAP_TYPES, World
 
 _HERE = Path(__file__).parent
 
@@ -28,14 +29,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option by which the mutants of these programs are tested."""
     parser.getgroup("bpfunit").addoption(
-        "--mesh-object", type=Path, default=OBJECT, help="the neighbours under test"
+        "--mesh-object", type=Path, default=None, help="the neighbours under test"
     )
 
 
 @pytest.fixture
 def mesh_object(request: pytest.FixtureRequest) -> Path:
     """The object under test."""
-    path: Path = request.config.getoption("mesh_object", OBJECT)
+    path: Path = request.config.getoption("mesh_object", None) or MESH
     if not path.is_file():
         pytest.fail(f"find the neighbours under test: no {path}; build it (make bpf)")
     return path

@@ -7,14 +7,11 @@ import struct
 from collections.abc import Iterable
 from contextlib import ExitStack
 from enum import IntEnum
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from bpfunit import ip, port
 
 from ..hook.families import IPV4, Family
-
-OBJECT = Path(__file__).resolve().parents[2] / "bpf" / "build" / "mesh.bpf.o"
 
 #: The types of what the maps hold: the object itself declares sizes only.
 MAP_TYPES: dict[str, tuple[str, str]] = {

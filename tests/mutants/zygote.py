@@ -16,6 +16,8 @@ import os
 import signal
 import sys
 import tempfile
+import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,7 @@ def run_tests(job: dict[str, Any]) -> dict[str, Any]:
     """Run a job's tests in this process and return the answer."""
     recorder = Recorder()
     options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=short"]
+    options += ["-p", "no:hypothesispytest"]  # its plugin; the tests of no mutant are its own
     status = pytest.main([*options, *job["object"], *job["tests"]], plugins=[recorder])
     if status not in (0, 1) or (status == 1) != bool(recorder.failed):
         raise RuntimeError(f"pytest ended with status {status} for {job['name']}")
@@ -78,8 +81,11 @@ def in_child(job: dict[str, Any]) -> dict[str, Any]:
                 signal.alarm(_LIMIT)
                 answer.write_text(json.dumps(run_tests(job)))
                 code = 0
+            except BaseException:
+                traceback.print_exc()
             finally:
                 sys.stdout.flush()
+                sys.stderr.flush()
                 os._exit(code)
         _, status = os.waitpid(pid, 0)
         if answer.exists():
@@ -93,7 +99,8 @@ def main() -> None:
     """Answer jobs until the input ends."""
     os.environ.pop("BPFUNIT_MODULE", None)  # it is loaded already
     for module in _WARM:
-        importlib.import_module(module)
+        with suppress(ImportError):  # of a guest of another architecture, whose code it lacks
+            importlib.import_module(module)
     for line in sys.stdin:
         print(json.dumps(in_child(json.loads(line))), flush=True)
 

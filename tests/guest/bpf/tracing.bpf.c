@@ -1,10 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 /* Programs on a function, its return and two events, which count what they see. */
-#ifndef __TARGET_ARCH_arm64
-#define __TARGET_ARCH_x86
-#endif
 #include <linux/bpf.h>
 #include <linux/ptrace.h>
+
+/* The registers of other machines, which the headers of this one have not: asm/ptrace.h of each. */
+#if defined(__TARGET_ARCH_arm64)
+struct user_pt_regs {
+	__u64 regs[31], sp, pc, pstate;
+};
+#elif defined(__TARGET_ARCH_s390)
+typedef struct {
+	unsigned long args[1], psw[2], gprs[16];
+} user_pt_regs;
+#else
+#define __TARGET_ARCH_x86
+#endif
+
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
 
