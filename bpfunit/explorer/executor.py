@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 import socket
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -343,15 +344,18 @@ def _words(program: Any, of_type: ProgramType) -> list[tuple[int, int]]:
         }
         port = BpfSockAddr.user_port.offset  # 16 bits in 32
         words = [n for n in of_type.readable_words(program.attach_type) if n not in fixed]
-        return [(n, 2 if n == port else 4) for n in words]
+        return [_half(n) if n == port else (n, 4) for n in words]
     context = of_type.context
     if context is None:
         return []
     if of_type.name == "sk_lookup":
         fixed = {SkLookup.family.offset, SkLookup.protocol.offset}
-        ports = {SkLookup.remote_port.offset, SkLookup.local_port.offset}  # 16 bits in 32
+        halves = {  # 16 bits: the whole field, and in 32
+            SkLookup.remote_port.offset: (SkLookup.remote_port.offset, 2),
+            SkLookup.local_port.offset: _half(SkLookup.local_port.offset),
+        }
         words = [n for n in of_type.readable_words(program.attach_type) if n not in fixed]
-        return [(n, 2 if n in ports else 4) for n in words]
+        return [halves.get(n, (n, 4)) for n in words]
     if not _takes_packet(of_type):
         return [(n, 4) for n in of_type.readable_words(program.attach_type)]
     if not of_type.name.startswith("sched"):
@@ -359,6 +363,11 @@ def _words(program: Any, of_type: ProgramType) -> list[tuple[int, int]]:
     names = ("mark", "priority", "cb")  # what convert___skb_to_skb takes, net/bpf/test_run.c
     fields = [getattr(context, name) for name in names]
     return [(n, 4) for field in fields for n in range(field.offset, field.offset + field.size, 4)]
+
+
+def _half(offset: int) -> tuple[int, int]:
+    """Return the half of a word that has the lower 16 bits of its number."""
+    return offset if sys.byteorder == "little" else offset + 2, 2
 
 
 def _model(path: str | os.PathLike[str], program: str, options: Mapping[str, Any]) -> Model | None:

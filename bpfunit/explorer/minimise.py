@@ -196,8 +196,7 @@ class Minimiser:
             if role == "addr":
                 plain = bytes((10, 0, n >> 8, n & 0xFF))
             elif role == "port":
-                plain = (8000 + n).to_bytes(2, "big")
-                plain = plain + bytes(2) if self._facts.order == "little" else bytes(2) + plain
+                plain = (8000 + n).to_bytes(2, "big") + bytes(2)
             else:
                 plain = (100 + n).to_bytes(4, self._facts.order)
             if given is None or plain not in given_words(given):

@@ -403,7 +403,7 @@ def _size(case: Case) -> tuple[int, ...]:
 
 def _context_role(offset: int) -> str:
     for name, role in (("user_ip4", "addr"), ("user_port", "port")):
-        if getattr(BpfSockAddr, name).offset == offset:
+        if getattr(BpfSockAddr, name).offset == offset & ~3:
             return role
     return ""
 

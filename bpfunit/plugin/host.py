@@ -25,7 +25,12 @@ from bpfunit.plugin.bench import HostBenchmarks
 from bpfunit.plugin.engines import choose_for
 from bpfunit.plugin.outcomes import collector_of
 from bpfunit.plugin.scheduler import MatrixScheduling
-from bpfunit.plugin.worker import HOST_ITEMS, LABEL_VARIABLE, TEST_TIMEOUT_VARIABLE
+from bpfunit.plugin.worker import (
+    FOREIGN_VARIABLE,
+    HOST_ITEMS,
+    LABEL_VARIABLE,
+    TEST_TIMEOUT_VARIABLE,
+)
 from bpfunit.plugin.workers import InternalError
 
 if TYPE_CHECKING:
@@ -127,6 +132,7 @@ def make_targets(config: pytest.Config, run: Path, guests: int) -> list[Target]:
                 LABEL_VARIABLE: label,
                 TEST_TIMEOUT_VARIABLE: str(option.guest_test_timeout),
                 **({_native.PATH_VARIABLE: str(loops)} if loops else {}),
+                **({FOREIGN_VARIABLE: kernel.architecture.debian} if kernel.foreign else {}),
             },
             append=option.guest_append,
             qemu_args=tuple(option.guest_qemu_arg),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import faulthandler
 import os
 import re
+from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +16,15 @@ from bpfunit._sys import libc
 from bpfunit.plugin import engines
 from bpfunit.plugin.bench import GuestBenchmarks
 
+# those that name the machine; .abi3.so and .so would be of any
+_OWN_SUFFIXES = [suffix for suffix in EXTENSION_SUFFIXES if "-" in suffix]
+
 if TYPE_CHECKING:
     from collections.abc import Generator
 
 LABEL_VARIABLE = "BPFUNIT_KERNEL_LABEL"
 TEST_TIMEOUT_VARIABLE = "BPFUNIT_TEST_TIMEOUT"
+FOREIGN_VARIABLE = "BPFUNIT_FOREIGN"  # set in a guest of another architecture than the host's
 HOST_ITEMS = "bpfunit_host_items"  # in the worker's output: how many were left out
 
 
@@ -28,8 +34,19 @@ def register(config: pytest.Config) -> None:
     config.pluginmanager.register(WorkerSide(config, label), "bpfunit-worker")
     if config.pluginmanager.hasplugin("benchmark"):
         config.pluginmanager.register(GuestBenchmarks(label), "bpfunit-guest-benchmarks")
+    if os.environ.get(FOREIGN_VARIABLE) and not _fits_this_machine("hypothesis"):
+        # its plugin imports it for the header of a verbose run, which would end the worker
+        config.pluginmanager.unregister(name="hypothesispytest")
     # A test id copied from a report names the kernel, the file system does not.
     config.args[:] = [re.sub(r"(::.*)@[^@\]:]+$", r"\1", arg) for arg in config.args]
+
+
+def _fits_this_machine(package: str) -> bool:
+    """Tell whether a package has no compiled parts, or such for the interpreter here."""
+    spec = find_spec(package)
+    directories = spec.submodule_search_locations if spec else None
+    compiled = [one.name for place in directories or () for one in Path(place).glob("_native*.so")]
+    return not compiled or any(name.endswith(tuple(_OWN_SUFFIXES)) for name in compiled)
 
 
 class WorkerSide:

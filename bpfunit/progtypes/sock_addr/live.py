@@ -113,10 +113,10 @@ def _run_one(
             sighting = _call(case, probes, attachment)
             spent += sighting.behind.stamp - sighting.before.stamp
     return RawOutcome(
-        retval=_retval(sighting),
+        retval=_retval(program, sighting),
         ctx=context_bytes(crafted, sighting.behind.words, context),
         duration_ns=spent // runs,
-        errno=_errno(crafted, sighting),
+        errno=_errno(program, crafted, sighting),
     )
 
 
@@ -193,14 +193,26 @@ def _why_unseen(case: Case, failure: int) -> str:
     return f"the kernel runs no such hook for a socket of this family, type and protocol{doubt}"
 
 
-def _retval(sighting: Sighting) -> int:
-    """Return the program's own return value, or what follows from the hook's."""
+def _retval(program: ProgramRef, sighting: Sighting) -> int:
+    """Return the program's own return value, or what follows from the hook's.
+
+    Raises:
+        NotApplicableError: the program chose an error, and nothing shows what it returned besides.
+    """
     if sighting.retval is not None:
         return sighting.retval
-    return 0 if sighting.behind.hook_retval else 1
+    told = sighting.behind.hook_retval
+    if told and (error := (1 << 32) - told) != errno.EPERM:
+        missing = "a BPF JIT" if program.interpreted else "its BTF (build with -g)"
+        raise NotApplicableError(
+            f"run {program.name} on the engine live: it chose the error"
+            f" {errno.errorcode.get(error, error)}, and without {missing} nothing shows whether it"
+            " returned 0 or 1"
+        )
+    return 0 if told else 1
 
 
-def _errno(crafted: Crafted, sighting: Sighting) -> int:
+def _errno(program: ProgramRef, crafted: Crafted, sighting: Sighting) -> int:
     """Return the error that the caller would see without our observer, 0 for none."""
     if crafted.attach_type in ALWAYS_PROCEED:
         return 0
@@ -208,5 +220,6 @@ def _errno(crafted: Crafted, sighting: Sighting) -> int:
     if told is not None:
         return (1 << 32) - told if told else 0
     # before Linux 5.18 a program grants or denies, no more; bind's other bit is no permission
-    allowed = _retval(sighting) & 1 if crafted.hook.call == "bind" else _retval(sighting)
+    allowed = _retval(program, sighting)
+    allowed = allowed & 1 if crafted.hook.call == "bind" else allowed
     return 0 if allowed else errno.EPERM
