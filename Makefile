@@ -66,7 +66,7 @@ test: check bpf ## everything: checks, host tests, guests, the matrix, the ways 
 
 test-long: check bpf ## what takes hours: every kernel with everything, long fuzzing, each mutant
 	$(Q)$(MAKE) $(QUIET) -C bench
-	$(Q)tools/test host guests foreign everywhere stacks compilers fuzz mutants e2e
+	$(Q)tools/test --long host guests foreign everywhere stacks compilers fuzz mutants e2e
 
 test-arch: bpf ## some of the hook's tests on arm64 and s390x, emulated; fetches what that takes
 	$(Q)tools/test architectures
