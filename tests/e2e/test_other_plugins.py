@@ -181,7 +181,8 @@ def installed(package: str) -> Path:
     return directory
 
 
-# Each is other files that Python reads, and so a snapshot of its own. These have a part of bpfunit's own behind them.
+# Each is other files that Python reads, and so takes a snapshot of its own. Behind these is code of
+# bpfunit's that is for them.
 USUAL = {"cov", "rerunfailures", "forked", "timeout", "xdist's own -n"}
 assert set(NEIGHBOURS) >= USUAL
 

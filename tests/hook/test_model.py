@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -20,7 +21,7 @@ from .families import IPV4, over
 from .mesh import Mesh
 from .scenarios import Scenario, scenarios
 
-CASES = 20_000
+CASES = int(os.environ.get("BPFUNIT_MODEL_CASES", "20000"))
 _SCENARIOS = 150  # in one pass, of 1 to 240 calls, 34 on average
 
 
