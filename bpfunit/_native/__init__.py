@@ -101,6 +101,10 @@ class Exploration(ctypes.Structure):
         ("out_room", _u64),
         ("out_used", _u64),
         ("socket_fd", ctypes.c_int64),
+        ("socket_offset", _i32),
+        ("answer_head", _u32),
+        ("answer_shown", _u32),
+        ("reserved", _u32),
     ]
 
 

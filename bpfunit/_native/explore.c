@@ -9,6 +9,7 @@
  */
 #include <errno.h>
 #include <linux/bpf.h>
+#include <netinet/in.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,6 +23,9 @@
 #define RECORD_SIZE 64
 #define KEY_AT 24
 #define KEY_ROOM 40
+/* Of the sockets of a pair, in every run the same: programs keep what they know by them. */
+#define SERVER_PORT 20080
+#define CLIENT_PORT 20081
 
 enum map_kind {
 	KIND_DELETE, /* entries can be deleted: hash, LPM trie, LRU */
@@ -30,6 +34,7 @@ enum map_kind {
 	KIND_STORAGE, /* the key is the run's socket */
 	KIND_PROGRAMS, /* the value is the descriptor of the spy */
 	KIND_SOCKETS, /* the value is the descriptor of a listening socket, of 4 or 8 bytes */
+	KIND_GROUP, /* the value is the descriptor of the run's own socket */
 };
 
 struct explored_map {
@@ -76,6 +81,31 @@ struct exploration {
 	uint64_t out_room;
 	uint64_t out_used;
 	int64_t socket_fd; /* what is put into maps of sockets */
+	/*
+	 * Of types that are run by a header in data_in, where it names the socket, as
+	 * bpfunit/explorer/heads.py says which; the context of an input is that header. -1
+	 * elsewhere.
+	 */
+	int32_t socket_offset;
+	uint32_t answer_head; /* bytes in front of the data in data_out, */
+	uint32_t answer_shown; /* of which these are part of the outcome: the rest names sockets */
+	uint32_t reserved;
+};
+
+/* The lowest byte of a socket's number in a header; the next is its family, then its type. */
+enum role {
+	ROLE_NONE,
+	ROLE_CLIENT,
+	ROLE_SERVER,
+	ROLE_LISTENER,
+	ROLE_FRESH,
+	ROLE_BOUND,
+	ROLE_GROUP, /* bound with SO_REUSEPORT, TCP listens */
+};
+
+/* The run's socket, its other end, and the listener of the two; 0 for none. */
+struct sockets {
+	int own, peer, listener;
 };
 
 struct touched {
@@ -159,7 +189,7 @@ static void reset(struct exploration *job)
 		struct explored_map *map = &job->map[touched[n].map];
 
 		if (map->kind == KIND_DELETE || map->kind == KIND_PROGRAMS ||
-		    map->kind == KIND_SOCKETS)
+		    map->kind == KIND_SOCKETS || map->kind == KIND_GROUP)
 			element(BPF_MAP_DELETE_ELEM, map, touched[n].key, NULL);
 		else if (map->kind == KIND_ARRAY)
 			element(BPF_MAP_UPDATE_ELEM, map, touched[n].key, zeroes);
@@ -242,6 +272,46 @@ static void logs_out(struct exploration *job)
 	memcpy(job->out + start, &(uint32_t){job->out_used - start - 4}, 4);
 }
 
+/* A header and a payload in data_in; in data_out an answer, of which a part stands for a context.
+ */
+static void run_headed(struct exploration *job, const uint8_t *head, uint32_t head_size,
+		       const uint8_t *data, uint32_t data_size, int fd)
+{
+	static uint8_t in[MAX_CTX + 2 * MAX_DATA], out[MAX_CTX + 4 * MAX_DATA];
+	union bpf_attr attr;
+	uint32_t size = 0;
+	int32_t error;
+
+	if (head_size > MAX_CTX || data_size > 2 * MAX_DATA)
+		data_size = 0; /* too long for any of them: the module refuses what is left */
+	memcpy(in, head, head_size);
+	memcpy(in + job->socket_offset, &(int32_t){fd}, sizeof(int32_t));
+	memcpy(in + head_size, data, data_size);
+	memset(&attr, 0, sizeof(attr));
+	attr.test.prog_fd = job->prog_fd;
+	attr.test.repeat = 1;
+	attr.test.data_in = (uint64_t)(uintptr_t)in;
+	attr.test.data_size_in = head_size + data_size;
+	attr.test.data_out = (uint64_t)(uintptr_t)out;
+	attr.test.data_size_out = sizeof(out);
+	*job->head = 0;
+	error = bpf(BPF_PROG_TEST_RUN, &attr) < 0 ? errno : 0;
+	if (!error)
+		size = attr.test.data_size_out;
+	if (size < job->answer_head)
+		memset(out, 0, job->answer_head);
+	put32(job, error);
+	put32(job, error ? 0 : attr.test.retval);
+	put(job, out, sizeof(int32_t)); /* what the hook hands on: the first of every answer */
+	put32(job, error ? 0 : job->answer_shown);
+	put(job, out, error ? 0 : job->answer_shown);
+	size = size > job->answer_head ? size - job->answer_head : 0;
+	put32(job, size);
+	put(job, out + job->answer_head, size);
+	records_out(job);
+	logs_out(job);
+}
+
 static void run(struct exploration *job, const uint8_t *ctx, uint32_t ctx_size, const uint8_t *data,
 		uint32_t data_size, int fd)
 {
@@ -250,6 +320,10 @@ static void run(struct exploration *job, const uint8_t *ctx, uint32_t ctx_size, 
 	int32_t verdict = 0, error;
 	unsigned int n;
 
+	if (job->socket_offset >= 0) {
+		run_headed(job, ctx, ctx_size, data, data_size, fd);
+		return;
+	}
 	memset(&attr, 0, sizeof(attr));
 	attr.test.prog_fd = job->prog_fd;
 	attr.test.repeat = 1;
@@ -299,7 +373,7 @@ static void entries_out(struct exploration *job, int fd)
 
 		/* what maps of sockets show of one, its cookie, differs from run to run */
 		if (map->kind == KIND_SECTION || map->kind == KIND_PROGRAMS ||
-		    map->kind == KIND_SOCKETS)
+		    map->kind == KIND_SOCKETS || map->kind == KIND_GROUP)
 			continue;
 		if (job->out_used - start > SPARE / 4)
 			break;
@@ -326,10 +400,11 @@ static void entries_out(struct exploration *job, int fd)
 	memcpy(job->out + start, &(uint32_t){job->out_used - start - 4}, 4);
 }
 
-static int fill(struct exploration *job, const uint8_t **at, int fd)
+static int fill(struct exploration *job, const uint8_t **at, const struct sockets *sockets)
 {
+	int64_t own = sockets->own, other = sockets->peer > 0 ? sockets->peer : job->socket_fd;
 	uint32_t entries = take32(at), n;
-	int failed = 0;
+	int failed = 0, fd = sockets->own;
 
 	for (n = 0; n < entries; n++) {
 		uint32_t number = take32(at);
@@ -345,7 +420,9 @@ static int fill(struct exploration *job, const uint8_t **at, int fd)
 		if (map->kind == KIND_PROGRAMS)
 			value = (const uint8_t *)&job->spy_fd;
 		else if (map->kind == KIND_SOCKETS)
-			value = (const uint8_t *)&job->socket_fd;
+			value = (const uint8_t *)&other;
+		else if (map->kind == KIND_GROUP)
+			value = (const uint8_t *)&own;
 		touch(job, number, key);
 		if (element(BPF_MAP_UPDATE_ELEM, map, key, value))
 			failed = errno;
@@ -353,14 +430,97 @@ static int fill(struct exploration *job, const uint8_t **at, int fd)
 	return failed;
 }
 
-static int make_socket(struct exploration *job, const uint8_t *ctx)
+static int bound(int family, int type, int port, int option)
 {
-	uint32_t made_of[3];
+	struct sockaddr_in6 six = {.sin6_family = AF_INET6,
+				   .sin6_port = htons(port),
+				   .sin6_addr = IN6ADDR_LOOPBACK_INIT};
+	struct sockaddr_in four = {.sin_family = AF_INET,
+				   .sin_port = htons(port),
+				   .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	int fd = socket(family, type, 0), on = 1;
 
-	if (job->made_of_offset < 0)
-		return 0;
-	memcpy(made_of, ctx + job->made_of_offset, sizeof(made_of));
-	return socket(made_of[0], made_of[1], made_of[2]);
+	if (fd < 0)
+		return fd;
+	setsockopt(fd, SOL_SOCKET, option, &on, sizeof(on));
+	if (family == AF_INET6 ? bind(fd, (struct sockaddr *)&six, sizeof(six))
+			       : bind(fd, (struct sockaddr *)&four, sizeof(four))) {
+		close(fd);
+		return -1;
+	}
+	return fd;
+}
+
+/* Two ends of one connection over loopback. */
+static void make_pair(struct sockets *made, int family, int from_server)
+{
+	struct sockaddr_storage address;
+	socklen_t size = sizeof(address);
+	int client, server;
+
+	made->listener = bound(family, SOCK_STREAM, SERVER_PORT, SO_REUSEADDR);
+	client = bound(family, SOCK_STREAM, CLIENT_PORT, SO_REUSEADDR);
+	if (listen(made->listener, 1) ||
+	    getsockname(made->listener, (struct sockaddr *)&address, &size) ||
+	    connect(client, (struct sockaddr *)&address, size))
+		return;
+	server = accept(made->listener, NULL, NULL);
+	made->own = from_server ? server : client;
+	made->peer = from_server ? client : server;
+}
+
+static struct sockets make_sockets(struct exploration *job, const uint8_t *ctx)
+{
+	struct sockets made = {0};
+	uint32_t number, made_of[3];
+	int family, type;
+
+	if (job->socket_offset < 0) {
+		if (job->made_of_offset >= 0) {
+			memcpy(made_of, ctx + job->made_of_offset, sizeof(made_of));
+			made.own = socket(made_of[0], made_of[1], made_of[2]);
+		}
+		return made;
+	}
+	memcpy(&number, ctx + job->socket_offset, sizeof(number));
+	family = number >> 8 & 0xff;
+	type = number >> 16 & 0xff;
+	switch (number & 0xff) {
+	case ROLE_CLIENT:
+	case ROLE_SERVER:
+		make_pair(&made, family, (number & 0xff) == ROLE_SERVER);
+		break;
+	case ROLE_FRESH:
+		made.own = socket(family, type, 0);
+		break;
+	case ROLE_LISTENER:
+	case ROLE_BOUND:
+		made.own = bound(family, type, SERVER_PORT, SO_REUSEADDR);
+		break;
+	case ROLE_GROUP:
+		made.own = bound(family, type, SERVER_PORT, SO_REUSEPORT);
+		break;
+	}
+	if ((number & 0xff) == ROLE_LISTENER ||
+	    ((number & 0xff) == ROLE_GROUP && type == SOCK_STREAM))
+		listen(made.own, 1);
+	return made;
+}
+
+/* Without the wait of a connection's end, so that the next one may have its ports. */
+static void close_sockets(const struct sockets *made)
+{
+	struct linger at_once = {.l_onoff = 1};
+	int fds[] = {made->peer, made->own, made->listener};
+	unsigned int n;
+
+	for (n = 0; n < sizeof(fds) / sizeof(fds[0]); n++) {
+		if (fds[n] <= 0)
+			continue;
+		if (made->listener)
+			setsockopt(fds[n], SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+		close(fds[n]);
+	}
 }
 
 /*
@@ -379,7 +539,7 @@ uint64_t bpfunit_explore(struct exploration *job, uint64_t from)
 		uint32_t size = take32(&at), stubs, steps, n;
 		uint64_t start = job->out_used;
 		const uint8_t *first, *entries;
-		int fd = 0;
+		struct sockets sockets = {0};
 
 		/* an outcome holds one set of records for each step */
 		first = at;
@@ -416,14 +576,13 @@ uint64_t bpfunit_explore(struct exploration *job, uint64_t from)
 			at += data_size;
 			if (!n) {
 				if (ctx_size)
-					fd = make_socket(job, ctx);
-				put32(job, fill(job, &entries, fd));
+					sockets = make_sockets(job, ctx);
+				put32(job, fill(job, &entries, &sockets));
 			}
-			run(job, ctx, ctx_size, data, data_size, fd);
+			run(job, ctx, ctx_size, data, data_size, sockets.own);
 		}
-		entries_out(job, fd);
-		if (fd > 0)
-			close(fd);
+		entries_out(job, sockets.own);
+		close_sockets(&sockets);
 		reset(job);
 		memcpy(job->out + start, &(uint32_t){job->out_used - start - 4}, 4);
 		at = first + size;

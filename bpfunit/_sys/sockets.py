@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -137,20 +138,40 @@ def reuseport_group(
 
 
 @contextmanager
-def tcp_pair(family: int = socket.AF_INET) -> Iterator[tuple[socket.socket, socket.socket]]:
+def tcp_pair(
+    family: int = socket.AF_INET,
+    *,
+    client: tuple[str, int] | None = None,
+    server: tuple[str, int] | None = None,
+) -> Iterator[tuple[socket.socket, socket.socket]]:
     """Give two TCP sockets connected over loopback, for the time of the block.
 
     Args:
         family: AF_INET or AF_INET6.
+        client: address and port of the one that connects; by default the kernel chooses. An address
+            of this machine, 127.0.0.0/8 among them.
+        server: those of the one that is connected to; by default loopback and a free port.
 
     Yields:
         The one that connected, and the one that was accepted.
+
+    Raises:
+        OSError: an address is not this machine's, or its port is taken.
     """
     loopback = "::1" if family == socket.AF_INET6 else "127.0.0.1"
-    with socket.socket(family) as client, socket.socket(family) as listener:
-        listener.bind((loopback, 0))
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(family))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(server or (loopback, 0))
         listener.listen(1)
-        client.connect(listener.getsockname())
-        server, _ = listener.accept()
-        with server:
-            yield client, server
+        one = stack.enter_context(socket.socket(family))
+        if client is not None:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind(client)
+        one.connect(listener.getsockname())
+        other = stack.enter_context(listener.accept()[0])
+        if client is not None and server is not None:
+            # the same two ports can be had again at once: nobody waits for what is in flight
+            for end in (one, other):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        yield one, other

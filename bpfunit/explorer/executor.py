@@ -19,13 +19,14 @@ from bpfunit.coverage.probes import Probe, ProbePoint
 from bpfunit.coverage.recorder import CoverageRecorder
 from bpfunit.errors import BpfunitError
 from bpfunit.explorer import facts as kinds
-from bpfunit.explorer import packets
+from bpfunit.explorer import heads, packets
 from bpfunit.explorer.facts import Facts, MapFacts
 from bpfunit.explorer.recorder import RECORDS, Recorder, with_map_indices
 from bpfunit.explorer.wire import Input, Outcome, Wire, batches
 from bpfunit.objects.globals import data_sections
 from bpfunit.objects.object import load
 from bpfunit.progtypes.base import ProgramType
+from bpfunit.progtypes.cgroup_device import DeviceContext, DeviceProgram
 from bpfunit.progtypes.sk_lookup import SkLookup
 from bpfunit.progtypes.sock_addr import BpfSockAddr, SockAddrProgram
 from bpfunit.rewrite import ambient
@@ -103,7 +104,8 @@ class Executor:
         maps = list(self._maps())
         index_of = {fd: n for n, fd in enumerate(self._map_fds)}
         sites = with_map_indices(recorder.sites, index_of)
-        contexts = _contexts(program, of_type)
+        head = self._head = heads.head_of(program)
+        contexts = _contexts(program, of_type) if head is None else head.contexts()
         return Facts(
             program=program.name,
             section=program.section,
@@ -114,9 +116,10 @@ class Executor:
             places=_places(model, sites),
             maps=maps,
             stubs=recorder.stubs,
-            words=_words(program, of_type),
+            words=_words(program, of_type) if head is None else list(head.words),
             contexts=contexts,
             packets=packets.beginnings() if _takes_packet(of_type) else [],
+            pairs=[] if head is None else head.pairs(),
             notes=recorder.notes,
         )
 
@@ -217,6 +220,9 @@ class Executor:
             out=ctypes.addressof(self._out),
             out_room=len(self._out),
             socket_fd=listener,
+            socket_offset=-1 if self._head is None else heads.SOCK_AT,
+            answer_head=of_type.headers[1],
+            answer_shown=0 if self._head is None else self._head.shown,
         )
 
     def _kept(self, raw: bytes) -> int:
@@ -296,7 +302,9 @@ def _kind(map_type: int) -> int | None:
         return kinds.DELETE
     if map_type in (MapType.ARRAY, MapType.PERCPU_ARRAY):
         return kinds.ARRAY
-    if map_type in uapi.SOCKET_MAPS - {MapType.REUSEPORT_SOCKARRAY}:
+    if map_type == MapType.REUSEPORT_SOCKARRAY:
+        return kinds.GROUP
+    if map_type in uapi.SOCKET_MAPS:
         return kinds.SOCKETS
     return {MapType.SK_STORAGE: kinds.STORAGE, MapType.PROG_ARRAY: kinds.PROGRAMS}.get(
         MapType(map_type) if map_type in set(MapType) else MapType.UNSPEC
@@ -332,6 +340,12 @@ def _contexts(program: Any, of_type: ProgramType) -> list[bytes]:
         for family, proto in ((2, 6), (2, 17), (10, 6)):
             found.append(bytes(SkLookup(family=family, protocol=proto)))
         return found
+    if isinstance(program, DeviceProgram):
+        return [
+            bytes(program.craft(f"{node} 1:3", access))
+            for node in "cb"
+            for access in ("r", "w", "rw", "m", "")
+        ]
     return [bytes(of_type.context_size)]
 
 
@@ -356,6 +370,8 @@ def _words(program: Any, of_type: ProgramType) -> list[tuple[int, int]]:
         }
         words = [n for n in of_type.readable_words(program.attach_type) if n not in fixed]
         return [halves.get(n, (n, 4)) for n in words]
+    if isinstance(program, DeviceProgram):
+        return [_half(DeviceContext.major.offset), _half(DeviceContext.minor.offset)]
     if not _takes_packet(of_type):
         return [(n, 4) for n in of_type.readable_words(program.attach_type)]
     if not of_type.name.startswith("sched"):

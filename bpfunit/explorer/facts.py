@@ -17,8 +17,9 @@ Order = Literal["little", "big"]
 
 _U64, _U32 = (1 << 64) - 1, (1 << 32) - 1
 BRANCH, KEY, RESULT, TAIL = "branch", "key", "result", "tail"
-DELETE, ARRAY, SECTION, STORAGE, PROGRAMS, SOCKETS = range(6)  # enum map_kind of _native/explore.c
-FIXED = (PROGRAMS, SOCKETS)  # an entry is there or not: nobody chooses its value
+# enum map_kind of _native/explore.c
+DELETE, ARRAY, SECTION, STORAGE, PROGRAMS, SOCKETS, GROUP = range(7)
+FIXED = (PROGRAMS, SOCKETS, GROUP)  # an entry is there or not: nobody chooses its value
 
 
 def signed(value: int, bits: int) -> int:
@@ -139,6 +140,7 @@ class Facts:
         words: (offset, bytes) of the parts of the context that an input may choose.
         contexts: contexts to begin with: one for each kind of socket.
         packets: packets to begin with; empty for types without.
+        pairs: (context, data) to begin with, where not each goes with each.
         order: the byte order of the kernel that runs it, "little" or "big".
     """
 
@@ -154,6 +156,7 @@ class Facts:
     words: Sequence[tuple[int, int]]
     contexts: Sequence[bytes]
     packets: Sequence[bytes] = ()
+    pairs: Sequence[tuple[bytes, bytes]] = ()
     notes: list[str] = field(default_factory=list)
     order: Order = sys.byteorder
 
@@ -179,6 +182,7 @@ class Facts:
             "words": [list(one) for one in self.words],
             "contexts": list(self.contexts),
             "packets": list(self.packets),
+            "pairs": [list(pair) for pair in self.pairs],
         }
 
     @classmethod
@@ -193,6 +197,7 @@ class Facts:
                 "words": [(offset, width) for offset, width in plain["words"]],
                 "maps": [MapFacts(*one) for one in plain["maps"]],
                 "stubs": [StubFacts(*one) for one in plain["stubs"]],
+                "pairs": [(ctx, data) for ctx, data in plain["pairs"]],
             }
         )
 
@@ -224,12 +229,15 @@ CHOSEN: dict[int, int] = {
 }
 # Of these, what answers alike however often a run asks: all its calls share one stub.
 CONSTANT = frozenset((8, 14, 15, 17, 24, 34, 42, 46, 47, 79, 80, 122, 128))
-_ENOMEM, _EFAULT = 12, 14
+_ENOMEM, _EFAULT, _EINVAL, _ENOSPC = 12, 14, 22, 28
 # Helpers that return a pointer which they may not have.
 _NULLABLE = (95, 96, 107, 131, 136, 137, 138, 139, 140, 145, 156, 161, 210)
 # Helpers that may fail for a reason that no input of ours brings about.
 _FAILING = {
-    2: _ENOMEM,
+    # map_update_elem, sock_map_update, msg_pull_data, sock_hash_update, msg_push_data, msg_pop_data
+    **dict.fromkeys((2, 53, 63, 70, 90, 91), _ENOMEM),
+    59: _EINVAL,  # sock_ops_cb_flags_set
+    **dict.fromkeys((143, 144), _ENOSPC),  # store_hdr_opt, reserve_hdr_opt
     **dict.fromkeys((9, 10, 11, 13, 18, 19, 26, 31, 32, 38, 39, 43, 44, 49, 50, 54, 57), _EFAULT),
     **dict.fromkeys((64, 65, 68, 69, 87, 88, 89, 106, 130, 142, 189, 190), _EFAULT),
 }

@@ -28,6 +28,7 @@ from bpfunit.explorer.cells import Cells
 from bpfunit.explorer.facts import (
     BRANCH,
     DELETE,
+    GROUP,
     KEY,
     RESULT,
     SECTION,
@@ -134,6 +135,10 @@ class Search:
         )
 
     def _beginnings(self) -> list[Input]:
+        if self.facts.pairs:
+            pairs = self.facts.pairs
+            painted = [(self._painted(ctx), data) for ctx, data in pairs]
+            return [Input((Step(ctx, data),)) for ctx, data in (*pairs, *painted)]
         packets = self.facts.packets or [b""]
         return [Input((Step(ctx, data),)) for ctx in self.facts.contexts for data in packets] + [
             Input((Step(self._painted(ctx), data),))
@@ -248,7 +253,7 @@ class Search:
 
     def _answers(self, given: Input, site: Site, key: bytes) -> Iterator[Input]:
         one = self.facts.maps[site.map]
-        if one.kind == SOCKETS:
+        if one.kind in (SOCKETS, GROUP):
             yield given.with_entry(site.map, key, bytes(one.stride))
         if one.kind != DELETE or len(key) != one.key_size:
             return

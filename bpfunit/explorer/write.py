@@ -13,12 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bpfunit.explorer import heads
 from bpfunit.explorer.executor import Executor
-from bpfunit.explorer.facts import FIXED, PROGRAMS, SECTION, SOCKETS, STORAGE
+from bpfunit.explorer.facts import FIXED, GROUP, PROGRAMS, SECTION, SOCKETS, STORAGE
 from bpfunit.explorer.minimise import Minimiser, Wanted
 from bpfunit.explorer.result import Exploration, condition
 from bpfunit.explorer.search import Case, Edge, Search
 from bpfunit.objects.logs import LogLine
+from bpfunit.progtypes.cgroup_device import DeviceContext, DeviceProgram
 from bpfunit.progtypes.sock_addr import BpfSockAddr, SockAddrProgram
 from bpfunit.rewrite.helpers import helper_name
 from bpfunit.values import records
@@ -114,6 +116,8 @@ def literal(value: Any, name: str = "") -> str:
         return "{" + ", ".join(f'"{m}": {literal(one, m)}' for m, one in shown.items()) + "}"
     if isinstance(value, ctypes.Array):
         items = list(value)
+        if items and isinstance(items[0], bytes):
+            return heads.text_of(b"".join(items))
         while items and not records._nonzero(items[-1]):
             items.pop()
         return "[" + ", ".join(literal(item, name) for item in items) + "]"
@@ -163,6 +167,7 @@ class Writer:
         self._facts = exploration.facts
         self._object = executor.loaded
         self._program = self._object.programs[self._facts.program]
+        self._head = heads.head_of(self._program)
         self._minimiser = Minimiser(search, self._role, _context_role)
         self._names: dict[str, int] = {}
         self._dialled: set[bytes] = set()
@@ -246,6 +251,17 @@ class Writer:
         self._dialled = set(self._addresses(case))
         stubs = ", ".join(self._stubs(case))
         yield f"obj = load(bpf_load{', ' if stubs else ''}{stubs})"
+        if self._head is None:
+            yield from self._lines(case)
+            return
+        lines = heads.socket_lines(given.steps[0].ctx)
+        yield from lines
+        for line in self._lines(case):
+            yield f"    {line}" if lines else line
+
+    def _lines(self, case: Case) -> Iterator[str]:
+        """Yield the lines of a test behind the load, and the making of sockets if there is one."""
+        given = case.given
         storages, spies = [], []
         for number, key, value in given.entries:
             one = self._facts.maps[number]
@@ -253,6 +269,10 @@ class Writer:
                 yield from self._globals(number, value)
             elif one.kind == STORAGE:
                 storages.append((number, value))
+            elif one.kind == GROUP:
+                yield f"{self._entry(number, key)} = sock"
+            elif one.kind == SOCKETS and self._connected(given.steps[0].ctx):
+                yield f"{self._entry(number, key)} = peer"
             elif one.kind == SOCKETS:
                 yield 'listener = socket.create_server(("127.0.0.1", 0))'
                 yield f"{self._entry(number, key)} = listener"
@@ -264,7 +284,8 @@ class Writer:
             yield f"obj.maps.{self._facts.maps[number].name}.spy({index})"
         yield f"program = obj.programs.{self._facts.program}"
         shared = len(given.steps) > 1 or bool(storages)
-        if shared:
+        made_here = shared and self._head is None
+        if made_here:
             yield f"sock = {self._socket(given.steps[0].ctx)}"
         for number, value in storages:
             name = self._facts.maps[number].name
@@ -272,8 +293,11 @@ class Writer:
         for n, step in enumerate(given.steps):
             yield from self._step(case, n, step.ctx, step.data, shared=shared)
         yield from self._changes(case)
-        if shared:
+        if made_here:
             yield "sock.close()"
+
+    def _connected(self, ctx: bytes) -> bool:
+        return self._head is not None and heads.words_of(ctx)[0] in (heads.CLIENT, heads.SERVER)
 
     def _addresses(self, case: Case) -> Iterator[bytes]:
         """Yield the IPv4 addresses of a case's contexts, before and after."""
@@ -327,6 +351,13 @@ class Writer:
         out = case.outcome.steps[n]
         if isinstance(self._program, SockAddrProgram):
             yield from self._address_run(ctx, shared=shared)
+        elif self._head is not None:
+            arguments = [self._head.call(ctx, data, len(out.data) - len(data))]
+            arguments += ["sock=sock"] if heads.words_of(ctx)[0] else []
+            yield f"run = program.run({', '.join(filter(None, arguments))})"
+        elif isinstance(self._program, DeviceProgram):
+            node, access = DeviceContext.from_buffer_copy(ctx).words
+            yield f'run = program.run("{node}", "{access}")'
         elif data:
             context = ""
             if any(ctx):
@@ -340,6 +371,8 @@ class Writer:
         yield f"assert run.retval == {retval}"
         if isinstance(self._program, SockAddrProgram):
             yield from self._address_after(ctx, out.ctx)
+        elif self._head is not None:
+            yield from self._head.told(out.ctx, out.data)
         elif data and out.data != data:
             yield f'assert run.data == bytes.fromhex("{out.data.hex()}")'
         elif data:
@@ -449,7 +482,7 @@ from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 
-from bpfunit import faults, ip, ip4, port  # noqa: E402, F401
+from bpfunit import faults, ip, ip4, port, reuseport_group, tcp_pair  # noqa: E402, F401
 from bpfunit.explorer import nonzero  # noqa: E402, F401
 
 {program} = "{facts.program}"

@@ -59,10 +59,16 @@ class DeviceContext(StructRecord):
     ]
     _members_: ClassVar[dict[str, Any]] = dict(_fields_)
 
-    def __repr__(self) -> str:
+    @property
+    def words(self) -> tuple[str, str]:
+        """The node and the access as :meth:`DeviceProgram.run` takes them."""
         node = {number: letter for letter, number in _NODES.items()}.get(self.access_type & 0xFFFF)
         access = "".join(a for a, bit in _ACCESS.items() if self.access_type >> 16 & bit)
-        return f"DeviceContext({node or '?'} {self.major}:{self.minor}, {access or 'no access'})"
+        return f"{node or '?'} {self.major}:{self.minor}", access
+
+    def __repr__(self) -> str:
+        node, access = self.words
+        return f"DeviceContext({node}, {access or 'no access'})"
 
 
 class DeviceProgram(Program):

@@ -194,7 +194,7 @@ class SysctlProgram(Program):
         parts = name.split("/")
         if len(parts) < 2 or {"", ".", ".."}.intersection(parts) or "\0" in name:
             raise ContextError(f'{refuse}: {name!r} is no sysctl; write "net/ipv4/tcp_mem"')
-        if len(name.encode()) > _NAME_MAX:
+        if len(os.fsencode(name)) > _NAME_MAX:
             raise ContextError(f"{refuse}: a name of more than {_NAME_MAX} bytes")
         if isinstance(current, str):
             current = f"{current.rstrip()}\n".encode()
@@ -210,7 +210,7 @@ class SysctlProgram(Program):
     def _request(self, crafted: _Crafted) -> Request:
         name, current, new, position = crafted
         flags = 0 if new is None else _WRITE
-        payload = [name.encode(), current, new or b""]
+        payload = [os.fsencode(name), current, new or b""]
         header = _HEADER.pack(VERSION, flags, 0, 0, *map(len, payload), 0, position)
         return Request(None, None, 1, header + b"".join(payload), _RESULT.size + _VALUE_MAX)
 
@@ -332,7 +332,7 @@ class SysctlCalls:
             failure = errno.errorcode.get(sight.failure, str(sight.failure))
             raise NotApplicableError(f"{refuse}: the call ends with {failure} before its hook")
         _, position, name_size, current_size, new_size = _SIGHT.unpack_from(sight.record)
-        name = sight.record[_NAME:][: max(name_size, 0)].decode()
+        name = os.fsdecode(sight.record[_NAME:][: max(name_size, 0)])
         current = sight.record[_CURRENT:][: max(current_size, 0)]
         if (name, current) != (crafted.name, crafted.current):
             raise NotApplicableError(
@@ -360,7 +360,7 @@ def _crafted(refuse: str, request: Request) -> _Crafted:
         at += size
     if position >> 32:
         raise NotApplicableError(f"{refuse}: a program sees 32 bits of position {position}")
-    return _Crafted(parts[0].decode(), parts[1], parts[2] if flags & _WRITE else None, position)
+    return _Crafted(os.fsdecode(parts[0]), parts[1], parts[2] if flags & _WRITE else None, position)
 
 
 def _call(fd: int, crafted: _Crafted) -> int:
