@@ -99,7 +99,8 @@ class _Comparison:
         self._known = set(self._start)  # entries that are compared by their key
         self._face: Face | None = None
         self._twins = False
-        if request.sock is not None and state.may_change_socket:
+        changes = state.may_change_socket or program.type.context_is_socket
+        if request.sock is not None and changes:
             self._face = face(request.sock)
             if (second := twin(request.sock, self._face)) is not None:
                 second.close()

@@ -36,14 +36,15 @@ class ProgramState:
     Args:
         prog_fd: the program.
 
-    Raises:
-        NotApplicableError: a map is a bloom filter, which cannot be read or put back.
+    Attributes:
+        storages: its socket storages, by the kernel's id.
     """
 
     def __init__(self, prog_fd: int) -> None:
         self._resources = ExitStack()
         self._plain: dict[int, Map] = {}
-        self._storages: dict[int, Map] = {}
+        self.storages: dict[int, Map] = {}
+        self._unreadable = ""
         self._queues: dict[int, QueueMap] = {}
         self.may_change_socket = False
         seen: set[int] = set()
@@ -63,14 +64,11 @@ class ProgramState:
             one = Map(fd, owned=True)
             self._resources.callback(one.close)
             if one.type == MapType.BLOOM_FILTER:
-                raise NotApplicableError(
-                    f"put map {one.name} back between the engines: a bloom filter cannot be read;"
-                    " run on one engine at a time"
-                )
-            if one.type in _QUEUES:
+                self._unreadable = one.name
+            elif one.type in _QUEUES:
                 self._queues[map_id] = QueueMap(fd)
             elif one.type == MapType.SK_STORAGE:
-                self._storages[map_id] = one
+                self.storages[map_id] = one
             elif one.type == MapType.PROG_ARRAY:
                 for prog_id in _programs_in(one):
                     with _opened_program(prog_id) as target:
@@ -79,7 +77,16 @@ class ProgramState:
                 self._plain[map_id] = one
 
     def take(self, sock: socket.socket | None) -> State:
-        """Read every entry, and what the socket has in the storage maps."""
+        """Read every entry, and what the socket has in the storage maps.
+
+        Raises:
+            NotApplicableError: a map is a bloom filter, which cannot be read or put back.
+        """
+        if self._unreadable:
+            raise NotApplicableError(
+                f"put map {self._unreadable} back between the engines: a bloom filter cannot be"
+                " read; run on one engine at a time"
+            )
         state: State = {}
         for map_id, one in self._plain.items():
             keys, values = one.snapshot_raw()
@@ -88,7 +95,7 @@ class ProgramState:
             for n in range(size):
                 key = keys[n * one.key_size : (n + 1) * one.key_size]
                 state[f"{one.name}#{map_id}", key] = values[n * stride : (n + 1) * stride]
-        for map_id, one in self._storages.items():
+        for map_id, one in self.storages.items():
             value = None if sock is None else one.lookup(sock.fileno())
             if value is not None:
                 state[f"{one.name}#{map_id}", b""] = value
@@ -109,7 +116,7 @@ class ProgramState:
             name = f"{queue.name}#{map_id}"
             entries = sorted(entry for entry in wanted if entry[0] == name)
             queue.restore_values([wanted[entry] for entry in entries])
-        maps = {f"{m.name}#{n}": m for n, m in (self._plain | self._storages).items()}
+        maps = {f"{m.name}#{n}": m for n, m in (self._plain | self.storages).items()}
         for entry in found.keys() | wanted.keys():
             if entry[0] not in maps or found.get(entry) == wanted.get(entry):
                 continue

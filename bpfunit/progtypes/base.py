@@ -124,6 +124,8 @@ class ProgramType:
         live: whether there are real calls that run it, see :meth:`make_live_calls`.
         once: whether a test run is one call of the program: the kernel wants ``repeat`` 0 and takes
             no time.
+        context_is_socket: whether the program's context is the run's socket, which it can change
+            without a helper.
         answers: whether a test run has a ``ctx_out``. Otherwise the context comes back, if at all,
             in the buffer that it came in.
         signed: whether return values can be negative.
@@ -145,6 +147,7 @@ class ProgramType:
     native: bool = False
     live: bool = False
     once: bool = False
+    context_is_socket: bool = False
     answers: bool = True
     signed: bool = False
     takes: str = "a context (ctx=)"

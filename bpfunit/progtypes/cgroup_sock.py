@@ -1,6 +1,7 @@
 """``cgroup_sock`` programs: sockets that are made, were bound, or go away, run by the module.
 
-The program's context is the socket itself, and what it does to it stays. The hooks are those of
+The program's context is the socket itself, and what it does to it stays. The engine ``live`` makes,
+binds and closes a socket (:mod:`bpfunit.progtypes.cgroup_sock_live`). The hooks are those of
 socket(2) (Linux 4.10), of bind(2) once a port is found (4.17), and of close(2) (5.9).
 """
 
@@ -13,8 +14,18 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, NamedTuple, cast
 
+from bpfunit._sys.cgroup import Cgroup
 from bpfunit._sys.uapi import AttachType, ProgType
-from bpfunit.progtypes.base import ALLOW, ContextError, ProgramRef, RawOutcome, Request, register
+from bpfunit.progtypes.base import (
+    ALLOW,
+    ContextError,
+    LiveCalls,
+    ProgramRef,
+    RawOutcome,
+    Request,
+    register,
+)
+from bpfunit.progtypes.cgroup_sock_live import SockCalls
 from bpfunit.progtypes.headed import VERSION, HeadedType
 from bpfunit.runs.bulk import BulkRun
 from bpfunit.runs.program import Program
@@ -159,6 +170,8 @@ class SockProgram(Program):
                 EISCONN for one that is connected or listens, EINVAL for sock_create on one that is
                 bound, EOPNOTSUPP for a protocol that binds on its own (raw, ping, MPTCP, SCTP),
                 EAFNOSUPPORT for another family; 524 (ENOTSUPP) without the module.
+            NotApplicableError: no real call shows this to the program: the socket is the test's,
+                and was made or bound already.
         """
         self.check_open()
         if sock is not None and (address is not None or family is not None or proto):
@@ -167,7 +180,7 @@ class SockProgram(Program):
             )
         with ExitStack() as stack:
             used = sock or stack.enter_context(self._make(address, family, type, proto))
-            request = self.as_request(used)._replace(repeat=repeat)
+            request = self.as_request(used)._replace(repeat=repeat, fresh=sock is None)
             result = self.execute(request, observe=observe, fields_in=_fields_of(used))
         return cast("SockResult", result)
 
@@ -237,6 +250,16 @@ class SockType(HeadedType):
     }
     program_class = SockProgram
     example = ""
+    live = True
+    context_is_socket = True
+
+    def call_leaves_traces(self, attach_type: int) -> bool:
+        """bind(2) and close(2) are made on a socket that is as before afterwards."""
+        return attach_type == AttachType.CGROUP_INET_SOCK_CREATE
+
+    def make_live_calls(self, cgroup: Cgroup) -> LiveCalls:
+        """Return socket(2), bind(2) and close(2) in this cgroup."""
+        return SockCalls(cgroup, lambda error, fields: _RESULT.pack(error, *fields))
 
 
 register(SockType(ProgType.CGROUP_SOCK))
