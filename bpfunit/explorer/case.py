@@ -101,7 +101,10 @@ def _result_of(sites: Sequence[Site], case: Case, index: int) -> int | None:
 
 
 def moved(sites: Sequence[Site], case: Case, other: Case) -> Input | None:
-    """Return the other input with the entry that it misses under the key it asks for."""
+    """Return the other input with the entry that it misses under the key it asks for.
+
+    A lookup that finds nothing in either is passed over, as one that a new entry is made for.
+    """
     found = {
         sites[record[0]].map: record[3]
         for index, record in enumerate(case.records)
@@ -113,7 +116,7 @@ def moved(sites: Sequence[Site], case: Case, other: Case) -> Input | None:
         if site.kind == KEY and missed(sites, other, index):
             value = entries.get((site.map, found.get(site.map, b"")))
             if value is None or found[site.map] == record[3]:
-                return None
+                continue
             return other.given.with_entry(site.map, record[3], value)
     return None
 

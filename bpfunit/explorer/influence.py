@@ -39,10 +39,40 @@ class Influence:
             )
             for cell in cells
         ]
+        narrow: list[Cell] = []
         for cell, other in zip(cells, self._probe(changed), strict=False):
             for index in self._differences(case, other):
                 found.setdefault(index, []).append(cell)
+            if cell.kind in ("data", "value") and other.path != case.path:
+                # several fields may share it, and one of them sent the run another way
+                narrow += [
+                    cell._replace(offset=cell.offset + n, width=1) for n in range(cell.width)
+                ]
+        for pattern in (0xFF, 1):  # whatever bit is asked for; and less than a range is wide
+            changed = [
+                self._cells.written(case.given, cell, self._cells.read(case.given, cell) ^ pattern)
+                for cell in narrow
+            ]
+            for cell, other in zip(narrow, self._probe(changed), strict=False):
+                for index in self._differences(case, other):
+                    if cell not in found.setdefault(index, []):
+                        found[index].append(cell)
         self._known[case.given] = found
+        return found
+
+    def cells_behind(self, case: Case, index: int) -> list[Cell]:
+        """Return the cells that change what a record compared.
+
+        Of a value that is compared again and again, as by a switch, a change that was seen at an
+        earlier comparison may have led the run away from this one.
+        """
+        influence = self.cells_of(case)
+        found = list(influence.get(index, ()))
+        value = case.records[index][1]
+        for earlier in range(index):
+            number, a, _, _ = case.records[earlier]
+            if a == value and self._sites[number].kind == BRANCH:
+                found += [cell for cell in influence.get(earlier, ()) if cell not in found]
         return found
 
     def flips(self, case: Case, cell: Cell) -> list[tuple[int, Operands]]:

@@ -29,7 +29,7 @@ class Solver:
         if raw_a >= POINTERS:
             yield list(self._without_pointer(case, index))
             yield list(self._resized(case, raw_a, raw_b))
-        cells = self._influence.cells_of(case).get(index, [])
+        cells = self._influence.cells_behind(case, index)
         flips: list[tuple[Cell, int, int, int]] = []
         for cell in cells[:24]:
             for bit, differences in self._influence.flips(case, cell):
