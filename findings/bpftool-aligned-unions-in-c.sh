@@ -33,4 +33,7 @@ clang again.c -o again.o
 offset() { bpftool btf dump file "$1" | sed -n "s/.*'after' .*bits_offset=\([0-9]*\).*/\1/p"; }
 was=$(offset own.o) is=$(offset again.o)
 echo "after lies at bit $was, and at bit $is by the header that bpftool writes"
-[ "$was" = 256 ] && [ "$is" != 256 ] || { echo "no longer so"; exit 1; }
+if [ "$was" != 256 ] || [ "$is" = 256 ]; then
+  echo "no longer so"
+  exit 1
+fi
