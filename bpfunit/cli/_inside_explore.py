@@ -20,7 +20,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     Args:
         request: the command line as plain data, as :func:`bpfunit.cli.explore.explore` makes it.
     """
-    from bpfunit.explorer import Budget, block, explore_and_write
+    from bpfunit.explorer import Budget, Input, Step, block, explore_and_write
 
     options: dict[str, Any] = {}
     if request["map_types"]:
@@ -28,13 +28,20 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     if request["globals"]:
         options["globals"] = with_addresses(request["globals"])
     flags = request["types_flags"]
+    budget, known = Budget(seconds=request["seconds"]), []
+    if found_there := request.get("found"):
+        for steps, entries, stubs in found_there["inputs"]:
+            known.append(Input(tuple(Step(*one) for one in steps), entries, stubs))
+        # those are run again, and nothing else
+        budget = Budget(seconds=600, runs=max(1, sum(len(one.steps) for one in known)))
     types = [bpfunit.load_types(path, flags) for path in request["types"]]
     try:
         written = explore_and_write(
             request["object"],
             request["program"],
             seed=request["seed"],
-            budget=Budget(seconds=request["seconds"]),
+            budget=budget,
+            known=known,
             tests=request["tests"],
             corpus=request["corpus"],
             **options,
@@ -43,6 +50,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     except BpfunitError as error:
         return {"error": str(error)}
     found = written.exploration
+    if found_there:
+        for name, value in found_there["took"].items():
+            setattr(found.found, name, value)
     return {
         "kernel": found.facts.kernel,
         "program": found.facts.program,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from bpfunit.explorer.case import POINTERS, Case
+from bpfunit.explorer.case import POINTERS, Case, moved
 from bpfunit.explorer.cells import Cell, Cells
 from bpfunit.explorer.facts import BRANCH, Site
 from bpfunit.explorer.wire import Input
 
-_PATTERN = 0xA5C3_961D_5AB7_694F
+_KEYS = 3  # lookups one behind another whose keys one part of an input makes
 
 Probe = Callable[[Sequence[Input]], list[Case]]
 """Runs inputs, fewer when the budget ends, whether or not they ran before."""
@@ -40,7 +40,7 @@ class Influence:
             for cell in cells
         ]
         narrow: list[Cell] = []
-        for cell, other in zip(cells, self._probe(changed), strict=False):
+        for cell, other in zip(cells, self._followed(case, changed), strict=False):
             for index in self._differences(case, other):
                 found.setdefault(index, []).append(cell)
             if cell.kind in ("data", "value") and other.path != case.path:
@@ -53,12 +53,30 @@ class Influence:
                 self._cells.written(case.given, cell, self._cells.read(case.given, cell) ^ pattern)
                 for cell in narrow
             ]
-            for cell, other in zip(narrow, self._probe(changed), strict=False):
+            for cell, other in zip(narrow, self._followed(case, changed), strict=False):
                 for index in self._differences(case, other):
                     if cell not in found.setdefault(index, []):
                         found[index].append(cell)
         self._known[case.given] = found
         return found
+
+    def _followed(self, case: Case, inputs: Sequence[Input]) -> list[Case]:
+        """Run inputs; one that asks for another key than the case did is given the entry under it.
+
+        What a key is made of is often compared as well, behind the lookup.
+        """
+        cases = self._probe(inputs)
+        for _ in range(_KEYS):
+            again = {
+                n: given
+                for n, other in enumerate(cases)
+                if other.path != case.path and (given := moved(self._sites, case, other))
+            }
+            for n, other in zip(again, self._probe(list(again.values())), strict=False):
+                cases[n] = other
+            if not again:
+                break
+        return cases
 
     def cells_behind(self, case: Case, index: int) -> list[Cell]:
         """Return the cells that change what a record compared.
@@ -83,7 +101,7 @@ class Influence:
             value = self._cells.read(case.given, cell)
             bits = range(8 * cell.width)
             inputs = [self._cells.written(case.given, cell, value ^ 1 << bit) for bit in bits]
-            others = self._probe(inputs)
+            others = self._followed(case, inputs)
             known = [
                 (bit, self._differences(case, other))
                 for bit, other in zip(bits, others, strict=False)

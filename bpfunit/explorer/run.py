@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from bpfunit.explorer.facts import SECTION
 from bpfunit.explorer.minimise import covering
 from bpfunit.explorer.result import Exploration
 from bpfunit.explorer.search import Budget, Edge, Found, Search
+from bpfunit.explorer.wire import Input
 from bpfunit.explorer.write import Writer, WrittenTest
 from bpfunit.objects.object import Object
 
@@ -64,13 +65,17 @@ class _Run:
 
 
 def _searched(
-    executor: Executor, seed: int, budget: Budget | None, files: Mapping[str, str]
+    executor: Executor,
+    seed: int,
+    budget: Budget | None,
+    files: Mapping[str, str],
+    inputs: Sequence[Input] = (),
 ) -> _Run:
     form = form_of(executor)
     known = _known(executor, form, files)
     search = Search(executor.facts, executor.execute, seed, budget)
     taken = {edge for case in search.cases_of(list(known.values())) for edge in case.edges}
-    found = search.run(known.values())
+    found = search.run([*inputs, *known.values()])
     exploration = Exploration(executor.facts, found, seed, search.compared())
     return _Run(executor, search, exploration, form, taken)
 
@@ -95,6 +100,7 @@ def explore_and_write(
     budget: Budget | None = None,
     tests: bool = True,
     corpus: Mapping[str, str] | None = None,
+    known: Sequence[Input] = (),
     **options: Any,
 ) -> Written:
     """Search as :func:`explore` does, and make tests of what was found.
@@ -107,10 +113,11 @@ def explore_and_write(
         tests: whether tests are wanted.
         corpus: the files of a corpus, as :func:`bpfunit.explorer.corpus.read` returns them; None
             where none is to grow.
+        known: inputs to begin with, in front of the corpus.
         **options: for :func:`bpfunit.load`.
     """
     with Executor(path, program, options) as executor:
-        run = _searched(executor, seed, budget, corpus or {})
+        run = _searched(executor, seed, budget, corpus or {}, known)
         writer = run.writer()
         grown = run.grown(writer) if corpus is not None else {}
         return Written(run.exploration, writer.tests() if tests else [], grown)

@@ -11,6 +11,7 @@ from bpfunit.explorer.influence import Influence
 from bpfunit.explorer.wire import Input
 
 _MAX_PACKET = 1500
+_LOADS = (26, 68, 189)  # skb_load_bytes, skb_load_bytes_relative, xdp_load_bytes
 _MIN_PACKET = 14
 
 
@@ -28,7 +29,7 @@ class Solver:
         a, b = site.operands(raw_a, raw_b)
         if raw_a >= POINTERS:
             yield list(self._without_pointer(case, index))
-            yield list(self._resized(case, raw_a, raw_b))
+            yield [*self._resized(case, raw_a, raw_b), *self._lengthened(case, index)]
         cells = self._influence.cells_behind(case, index)
         flips: list[tuple[Cell, int, int, int]] = []
         for cell in cells[:24]:
@@ -76,6 +77,18 @@ class Solver:
             slot = self._sites[record].slot
             if slot >= 0:
                 yield case.given.with_stub(slot, self._facts.stubs[slot].value)
+
+    def _lengthened(self, case: Case, index: int) -> Iterator[Input]:
+        """Yield inputs with more zeroes at the end of packets that a load went beyond."""
+        before = [self._sites[record[0]] for record in case.records[max(0, index - 1) : index]]
+        if not any(site.helper in _LOADS for site in before):
+            return
+        for n, step in enumerate(case.given.steps):
+            for more in (4, 16, 64, 256) if step.data else ():
+                size = len(step.data) + more
+                if size <= _MAX_PACKET:
+                    data = step.data.ljust(size, b"\0")
+                    yield case.given.with_step(n, step._replace(data=data))
 
     def _resized(self, case: Case, a: int, b: int) -> Iterator[Input]:
         """Yield inputs with shorter and longer packets, by the distance of two pointers."""

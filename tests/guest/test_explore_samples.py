@@ -1,4 +1,4 @@
-"""explore on a program of five hundred lines that was written for it: an XDP filter."""
+"""explore on programs of five hundred lines that were written for it: an XDP filter, a TC gateway."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ pytestmark = [pytest.mark.guest, pytest.mark.bpf_plain]
 ENOUGH = 0.95
 
 
-def test_nearly_every_edge_of_the_xdp_sample_is_reached() -> None:
-    found = bpfunit.explore(compiled("edge"), "edge", budget=Budget(seconds=180))
+@pytest.mark.parametrize(
+    "program", ["edge", pytest.param("gateway", marks=pytest.mark.long)], ids=["xdp", "tc"]
+)
+def test_nearly_every_edge_of_a_sample_is_reached(program: str) -> None:
+    found = bpfunit.explore(compiled(program), program, budget=Budget(seconds=240))
     report = found.report()
     assert found.reached >= ENOUGH * found.alive, "\n".join(report)
     left = [line for line in report[1:] if "not reached: " in line]
