@@ -1,4 +1,4 @@
-"""explore on programs of five hundred lines that were written for it: an XDP filter, a TC gateway."""
+"""explore on programs of five hundred lines written for it: an XDP filter, a TC gateway."""
 
 from __future__ import annotations
 
