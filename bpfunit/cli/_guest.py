@@ -96,49 +96,6 @@ def call(gateway: execnet.Gateway, function: str, *arguments: Any) -> Any:
     return start(gateway, function, *arguments).receive()
 
 
-def explored(
-    kernel: str, function: str, request: dict[str, Any], env: Mapping[str, str]
-) -> dict[str, Any]:
-    """Search a program of a guest of its own; return what the guest makes of it.
-
-    The host searches, which is many times as fast as an emulated guest, with the loop in C that it
-    compiles for the guest; the guest has the types and makes the tests. With global variables set,
-    whose values the guest alone can read, the guest searches as well.
-
-    Raises:
-        BpfunitError: the search could not be made, or as :func:`booted`.
-    """
-    if built := _native.build():
-        env = {**env, _native.PATH_VARIABLE: str(built)}
-    with booted(kernel, env=env) as (_, gateway):
-        if not request["globals"]:
-            request = {**request, "found": _searched(gateway, request)}
-        report: dict[str, Any] = call(gateway, function, request)
-    if "error" in report:
-        raise BpfunitError(report["error"])
-    return report
-
-
-def _searched(gateway: execnet.Gateway, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Search on this host; return the inputs that took an edge first, and what that took."""
-    from bpfunit.explorer import Budget, Search  # with coverage and more
-    from bpfunit.explorer.side import Kernel
-
-    guest = Kernel(start(gateway, "_inside_explore.serve_sides"))
-    try:
-        with guest.open(request["object"], request["program"], {}) as side:
-            budget = Budget(seconds=request["seconds"])
-            found = Search(side.described.facts, side.execute, request["seed"], budget).run()
-    finally:
-        guest.end()
-    inputs = [
-        ([tuple(step) for step in case.given.steps], case.given.entries, case.given.stubs)
-        for case in found.cases
-    ]
-    took = {name: getattr(found, name) for name in ("runs", "instructions", "seconds")}
-    return {"inputs": inputs, "took": took}
-
-
 @contextmanager
 def explored_kernel(kernel: str, env: Mapping[str, str] | None = None) -> Iterator[Kernel]:
     """Boot a guest whose programs the host explores, with the loop in C that the host compiles.

@@ -65,17 +65,13 @@ class _Run:
 
 
 def _searched(
-    executor: Executor,
-    seed: int,
-    budget: Budget | None,
-    files: Mapping[str, str],
-    inputs: Sequence[Input] = (),
+    executor: Executor, seed: int, budget: Budget | None, files: Mapping[str, str]
 ) -> _Run:
     form = form_of(executor)
     known = _known(executor, form, files)
     search = Search(executor.facts, executor.execute, seed, budget)
     taken = {edge for case in search.cases_of(list(known.values())) for edge in case.edges}
-    found = search.run([*inputs, *known.values()])
+    found = search.run(known.values())
     exploration = Exploration(executor.facts, found, seed, search.compared())
     return _Run(executor, search, exploration, form, taken)
 
@@ -100,7 +96,6 @@ def explore_and_write(
     budget: Budget | None = None,
     tests: bool = True,
     corpus: Mapping[str, str] | None = None,
-    known: Sequence[Input] = (),
     **options: Any,
 ) -> Written:
     """Search as :func:`explore` does, and make tests of what was found.
@@ -113,14 +108,52 @@ def explore_and_write(
         tests: whether tests are wanted.
         corpus: the files of a corpus, as :func:`bpfunit.explorer.corpus.read` returns them; None
             where none is to grow.
-        known: inputs to begin with, in front of the corpus.
         **options: for :func:`bpfunit.load`.
     """
     with Executor(path, program, options) as executor:
-        run = _searched(executor, seed, budget, corpus or {}, known)
-        writer = run.writer()
-        grown = run.grown(writer) if corpus is not None else {}
-        return Written(run.exploration, writer.tests() if tests else [], grown)
+        return _written(_searched(executor, seed, budget, corpus or {}), corpus, tests=tests)
+
+
+def _written(run: _Run, corpus: Mapping[str, str] | None, *, tests: bool) -> Written:
+    writer = run.writer()
+    grown = run.grown(writer) if corpus is not None else {}
+    return Written(run.exploration, writer.tests() if tests else [], grown)
+
+
+def known_inputs(executor: Executor, files: Mapping[str, str]) -> list[Input]:
+    """Return the inputs of a corpus that this kernel takes, to begin a search with.
+
+    Raises:
+        CorpusError: a file does not fit the program.
+    """
+    return list(_known(executor, form_of(executor), files).values())
+
+
+def write_found(
+    executor: Executor,
+    inputs: Sequence[Input],
+    compared: Mapping[int, list[tuple[int, int]]],
+    *,
+    seed: int = 0,
+    tests: bool = True,
+    corpus: Mapping[str, str] | None = None,
+) -> Written:
+    """Make tests of what a search found that ran elsewhere: these inputs run again, nothing else.
+
+    Args:
+        executor: has the program.
+        inputs: those that took an edge first.
+        compared: what :meth:`Search.compared` said.
+        seed: that of the search.
+        tests, corpus: as of :func:`explore_and_write`.
+    """
+    form = form_of(executor)
+    search = Search(executor.facts, executor.execute, seed)
+    known = _known(executor, form, corpus or {})
+    taken = {edge for case in search.cases_of(list(known.values())) for edge in case.edges}
+    found = search.only(inputs)
+    exploration = Exploration(executor.facts, found, seed, dict(compared))
+    return _written(_Run(executor, search, exploration, form, taken), corpus, tests=tests)
 
 
 def explore(

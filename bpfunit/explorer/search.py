@@ -99,6 +99,13 @@ class Search:
         self.found.seconds = time.monotonic() - self._start
         return self.found
 
+    def only(self, inputs: Iterable[Input]) -> Found:
+        """Run these inputs and look for no others."""
+        self._start = time.monotonic()
+        self._run(inputs)
+        self.found.seconds = time.monotonic() - self._start
+        return self.found
+
     def kept(self) -> list[Case]:
         """Return every case that was kept, for an edge or for its path, each once."""
         found = {case.given: case for cases in self._near.values() for case in cases}

@@ -11,7 +11,7 @@ import gc
 import hashlib
 import os
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from bpfunit.explorer.executor import Executor
 from bpfunit.explorer.facts import FIXED, SECTION, Facts
 from bpfunit.explorer.result import Exploration
 from bpfunit.explorer.search import Search
-from bpfunit.explorer.wire import Input, Outcome, Step, Wire, batches
+from bpfunit.explorer.wire import Input, Outcome, Wire, batches
 from bpfunit.explorer.write import Writer, _context_role, leaves, role_of
 from bpfunit.objects.globals import data_sections
 from bpfunit.objects.object import load
@@ -82,11 +82,15 @@ class Side(Protocol):
 
 
 class Here:
-    """A build loaded in this kernel; a context manager."""
+    """A build loaded in this kernel; a context manager.
+
+    Attributes:
+        executor: runs its inputs.
+    """
 
     def __init__(self, path: str | os.PathLike[str], program: str, options: Options) -> None:
-        self._executor = Executor(path, program, options)
-        executor = self._executor
+        self.executor = Executor(path, program, options)
+        executor = self.executor
         self.described = Description(executor.facts, executor.ring_names)
         fields = executor.loaded.programs[program].program_type.socket_fields
         if fields is not None:
@@ -100,7 +104,7 @@ class Here:
         for number, one in enumerate(described.facts.maps):
             if one.kind in (SECTION, *FIXED):
                 continue
-            typed = self._executor.loaded.maps[one.name]
+            typed = self.executor.loaded.maps[one.name]
             for part, ctype in (("key", typed.key_type), ("value", typed.value_type)):
                 for start, size, name in leaves(ctype) if ctype is not None else ():
                     for word in range(start & ~3, start + size, 4):
@@ -113,26 +117,34 @@ class Here:
 
     def begin(self, inputs: Sequence[Input]) -> Iterator[Outcome]:
         """Run inputs."""
-        return iter(self._executor.execute(inputs))
+        return iter(self.executor.execute(inputs))
 
     def execute(self, inputs: Sequence[Input]) -> list[Outcome]:
         """Run inputs, each from maps as they were at the load."""
-        return self._executor.execute(inputs)
+        return self.executor.execute(inputs)
 
     def run_bytes(self, encoded: bytes) -> bytes:
         """Run inputs in the form of :class:`bpfunit.explorer.wire.Wire`; return what they did."""
-        return b"".join(self._executor.run_bytes(encoded))
+        return b"".join(self.executor.run_bytes(encoded))
 
     def body(self, given: Input) -> list[str]:
         """Return a test of an input as lines, without the function around it."""
-        search = Search(self._executor.facts, self._executor.execute)
-        exploration = Exploration(self._executor.facts, Found(), 0, {})
+        search = Search(self.executor.facts, self.executor.execute)
+        exploration = Exploration(self.executor.facts, Found(), 0, {})
         (case,) = search.cases_of([given])
-        return Writer(self._executor, exploration, search).body(case)
+        return Writer(self.executor, exploration, search).body(case)
+
+    def answer(self, what: str, *_rest: Any) -> Any:
+        """Answer what a subclass knows beside.
+
+        Raises:
+            BpfunitError: it knows nothing of the kind.
+        """
+        raise BpfunitError(f"ask a build for {what}: no such request")
 
     def close(self) -> None:
         """Unload it."""
-        self._executor.close()
+        self.executor.close()
 
     def __enter__(self) -> Here:
         """Return self."""
@@ -184,13 +196,21 @@ def _without_descriptors(code: Any) -> bytes:
 # -- at the other end of a channel
 
 
-def serve(channel: Any) -> None:
-    """Answer the requests of a :class:`Kernel` until one is None: the guest's half."""
+Make = Callable[[str, str, Options], Here]
+
+
+def serve(channel: Any, make: Make = Here) -> None:
+    """Answer the requests of a :class:`Kernel` until one is None: the guest's half.
+
+    Args:
+        channel: to the host.
+        make: loads a build.
+    """
     sides: dict[int, Here] = {}
     try:
         while (request := channel.receive()) is not None:
             try:
-                answer = _answer(sides, *request)
+                answer = _answer(sides, make, *request)
             except BpfunitError as error:
                 answer = {"error": str(error)}
             channel.send(answer)
@@ -199,18 +219,19 @@ def serve(channel: Any) -> None:
             side.close()
 
 
-def _answer(sides: dict[int, Here], what: str, *rest: Any) -> Any:
+def _answer(sides: dict[int, Here], make: Make, what: str, *rest: Any) -> Any:
     if what == "codes":
         return list(codes_of(*rest).items())
     number, *rest_of_side = rest
     if what == "open":
-        side = sides[number] = Here(*rest_of_side)
+        side = sides[number] = make(*rest_of_side)
         return side.described.to_plain()
     if what == "run":
         return number, sides[number].run_bytes(*rest_of_side)
     if what == "body":
-        steps, entries, stubs = rest_of_side
-        return sides[number].body(Input(tuple(Step(*one) for one in steps), entries, stubs))
+        return sides[number].body(Input.from_plain(*rest_of_side))
+    if what != "close":
+        return [sides[number].answer(what, *rest_of_side)]
     sides.pop(number).close()
     gc.collect()  # the buffers for outcomes: a guest has little memory
     return True
@@ -295,9 +316,18 @@ class There:
 
     def body(self, given: Input) -> list[str]:
         """Return a test of an input as lines, without the function around it."""
-        steps = [tuple(step) for step in given.steps]
-        self._kernel.send("body", self._number, steps, given.entries, given.stubs)
+        self._kernel.send("body", self._number, given.to_plain())
         return list(self._kernel.receive())
+
+    def ask(self, what: str, *rest: Any) -> Any:
+        """Return what :meth:`Here.answer` says there.
+
+        Raises:
+            BpfunitError: the request failed there, in its words.
+        """
+        self._kernel.send(what, self._number, *rest)
+        (answer,) = self._kernel.receive()
+        return answer
 
     def close(self) -> None:
         """Unload it there."""

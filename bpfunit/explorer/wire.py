@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bpfunit.explorer.facts import BRANCH, KEY, Facts
 
@@ -35,6 +35,16 @@ class Input(NamedTuple):
     steps: tuple[Step, ...]
     entries: tuple[tuple[int, bytes, bytes], ...] = ()
     stubs: tuple[tuple[int, int], ...] = ()
+
+    def to_plain(self) -> list[Any]:
+        """Return it as what any channel carries."""
+        return [[tuple(step) for step in self.steps], self.entries, self.stubs]
+
+    @classmethod
+    def from_plain(cls, plain: Sequence[Any]) -> Input:
+        """Make it of what :meth:`to_plain` gave."""
+        steps, entries, stubs = plain
+        return cls(tuple(Step(*one) for one in steps), tuple(entries), tuple(stubs))
 
     def with_entry(self, number: int, key: bytes, value: bytes | None) -> Input:
         """Return it with another value of one entry, without the entry for None."""
