@@ -284,13 +284,22 @@ class _Call:
         address = _address(sock)
         if address is None:
             raise NotApplicableError(f"{self.refuse}: the socket is not bound")
-        with _unbound(sock) as new:
-            os.dup2(new.fileno(), sock.fileno(), inheritable=False)
+        self._unbind(sock)
         fd = sock.fileno()
         seen = self._watch(lambda: sockets.bind(fd, address))
-        if seen.hook and (failure := sockets.bind(fd, address)):
-            raise OSError(failure, os.strerror(failure))
+        if seen.hook:
+            # before Linux 5.17 a bind that was denied keeps its port, and there is no second one
+            # (91a760b26926 "net: bpf: Handle return value of ..._POST_BIND()")
+            self._unbind(sock)
+            if failure := sockets.bind(fd, address):
+                raise OSError(failure, os.strerror(failure))
+            self._remember(sock, seen.values)
         return seen
+
+    def _unbind(self, sock: socket.socket) -> None:
+        """Let a socket be one with the same options that is bound to nothing."""
+        with _unbound(sock) as new:
+            os.dup2(new.fileno(), sock.fileno(), inheritable=False)
 
     def release(self, sock: socket.socket, fresh: bool) -> Seen:
         """close(2), of the socket itself where it was made for the run, else of one like it."""
