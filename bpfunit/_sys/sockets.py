@@ -150,7 +150,8 @@ def tcp_pair(
         family: AF_INET or AF_INET6.
         client: address and port of the one that connects; by default the kernel chooses. An address
             of this machine, 127.0.0.0/8 among them.
-        server: those of the one that is connected to; by default loopback and a free port.
+        server: those of the one that is connected to; by default loopback and a free port. With
+            both given, the connection ends by a reset, so that the next one may have its ports.
 
     Yields:
         The one that connected, and the one that was accepted.
@@ -171,7 +172,6 @@ def tcp_pair(
         one.connect(listener.getsockname())
         other = stack.enter_context(listener.accept()[0])
         if client is not None and server is not None:
-            # the same two ports can be had again at once: nobody waits for what is in flight
             for end in (one, other):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         yield one, other

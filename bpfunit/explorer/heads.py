@@ -12,6 +12,7 @@ import errno
 import os
 import socket
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -52,7 +53,7 @@ def kind(role: int, family: int = socket.AF_INET, type: int = socket.SOCK_STREAM
     return role | family << 8 | type << 16
 
 
-class Head:
+class Head(ABC):
     """What the explorer knows of one such type.
 
     Attributes:
@@ -76,16 +77,16 @@ class Head:
         """Return the headers that another one may be tried in place of."""
         return list(dict.fromkeys(head for head, _ in self.pairs()))
 
+    @abstractmethod
     def _pairs(self) -> Iterator[Pair]:
-        raise NotImplementedError
+        """Yield header and payload of inputs to begin with, some of them more than once."""
 
     def _pair(self, given: Any, sock: int) -> Pair:
         """Return a run as the program's own ``as_request`` crafts it, on a kind of socket."""
         data = self.program.as_request(given).data
-        head = bytearray(data[: self.size])
-        struct.pack_into("=I", head, SOCK_AT, sock)
-        return bytes(head), data[self.size :]
+        return _with(data[: self.size], SOCK_AT, sock), data[self.size :]
 
+    @abstractmethod
     def call(self, head: bytes, data: bytes, grown: int = 0) -> str:
         """Return the arguments of ``program.run`` but for the socket.
 
@@ -94,11 +95,15 @@ class Head:
             data: the payload.
             grown: bytes by which the payload was longer after the run.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def told(self, answer: bytes, data: bytes) -> Iterator[str]:
         """Yield assertions of an answer and the payload after the run."""
-        raise NotImplementedError
+
+
+def _with(head: bytes, offset: int, number: int) -> bytes:
+    """Return a header with another word."""
+    return head[:offset] + struct.pack("=I", number) + head[offset + 4 :]
 
 
 def words_of(head: bytes) -> tuple[int, int, int]:
@@ -204,6 +209,13 @@ class _Redirecting(Head):
     shown = 24
     _verdicts: Sequence[str] = ()
 
+    def _messages(self, usual: int, other: int) -> Iterator[Pair]:
+        """Yield all messages on the end that is the usual one, and one on the other."""
+        for family in _FAMILIES:
+            for message in _MESSAGES:
+                yield self._pair(message, kind(usual, family))
+            yield self._pair(_MESSAGES[0], kind(other, family))
+
     def told(self, answer: bytes, data: bytes) -> Iterator[str]:
         """Yield the verdict, the error, the bytes."""
         err, verdict = struct.unpack_from("=iI", answer)
@@ -217,14 +229,9 @@ class SkMsg(_Redirecting):
     _verdicts = ("drop", "pass", "redirect")
 
     def _pairs(self) -> Iterator[Pair]:
-        for family in _FAMILIES:
-            for role in (CLIENT, SERVER):
-                for message in _MESSAGES if role == CLIENT else _MESSAGES[:1]:
-                    head, data = self._pair(message, kind(role, family))
-                    yield head, data
-            shared = bytearray(head)
-            struct.pack_into("=I", shared, _FLAGS_AT, 1)
-            yield bytes(shared), data
+        for head, data in self._messages(CLIENT, SERVER):
+            yield head, data
+            yield _with(head, _FLAGS_AT, 1), data  # the pages are somebody else's
 
     def call(self, head: bytes, data: bytes, grown: int = 0) -> str:
         """Return the message."""
@@ -246,14 +253,9 @@ class SkSkb(_Redirecting):
     _verdicts = ("drop", "pass", "redirect", "parsed")
 
     def _pairs(self) -> Iterator[Pair]:
-        for family in _FAMILIES:
-            for role in (SERVER, CLIENT):
-                for message in _MESSAGES if role == SERVER else _MESSAGES[:1]:
-                    head, data = self._pair(message, kind(role, family))
-                    linear = bytearray(head)
-                    struct.pack_into("=I", linear, 20, len(data))
-                    yield bytes(linear), data
-                    yield head, data
+        for head, data in self._messages(SERVER, CLIENT):
+            yield _with(head, 20, len(data)), data  # all of it lies in front
+            yield head, data
 
     def call(self, head: bytes, data: bytes, grown: int = 0) -> str:
         """Return the bytes, and how many lie in front."""

@@ -24,6 +24,7 @@ PROGRAMS = [
     ("sockopt", "answer", ["SO_OURS"]),
     ("sock", "made", ["SOCK_RAW"]),
     ("sock", "gone", ["an array, which has every index"]),
+    ("skmsg", "decide", ["data + 4"]),
     ("skskb", "parse", ["bpf_skb_load_bytes"]),  # 5.10 lets no stub answer for it
     ("skskb", "decide", ["an array, which has every index", "data + 2"]),
     ("sockops", "follow", ["if (sk)", "bpf_load_hdr_opt", "switch (ctx->op)"]),
@@ -65,7 +66,7 @@ def test_edges_are_reached_and_the_tests_of_them_pass(
     passes(path, found)
 
 
-@pytest.mark.parametrize(("program", "most"), [("mesh_sockops", 51), ("mesh_sk_msg", 12)])
+@pytest.mark.parametrize(("program", "most"), [("mesh_sockops", 51), ("mesh_sk_msg", 14)])
 def test_the_neighbours_of_the_hook(program: str, most: int) -> None:
     found = written(MESH, program)
     assert found.exploration.reached >= most, "\n".join(found.exploration.report())
@@ -75,5 +76,5 @@ def test_the_neighbours_of_the_hook(program: str, most: int) -> None:
 def test_names_of_files_are_found_byte_by_byte() -> None:
     path = compiled("sysctl")
     found = explore_and_write(path, "guard", budget=ENOUGH)
-    assert found.exploration.reached >= 0.7 * found.exploration.alive
+    assert found.exploration.reached >= 0.9 * found.exploration.alive
     passes(path, found)
