@@ -85,13 +85,6 @@ def series(release: str) -> str:
     return found[0]
 
 
-def of_kernel(name: str, value: str | None) -> str | None:
-    """Return the part of a cell that the kernel decides; what is live is bpfunit's own affair."""
-    if name != TYPES or value is None:
-        return value
-    return ", ".join(way for way in value.split(", ") if way not in ("live", "no"))
-
-
 def read() -> tuple[dict[str, Column], dict[str, int]]:
     """Return the columns by series, and the instructions by compiler, as they are committed."""
     if not DATA.exists():
