@@ -8,10 +8,12 @@ left; then comparisons that are decided already are turned on the way to one tha
 
 from __future__ import annotations
 
+import errno
 import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
+from bpfunit.errors import BpfunitError
 from bpfunit.explorer.case import (
     Budget,
     Case,
@@ -77,6 +79,7 @@ class Search:
         self._near: dict[int, list[Case]] = {}  # cases that reach a site, by site
         self._tried: set[tuple[Input, int, Edge]] = set()
         self._start = 0.0
+        self._refused = -1  # the errno of all runs so far, 0 once one was not refused
 
     # -- the whole
 
@@ -85,6 +88,9 @@ class Search:
 
         Args:
             known: inputs to begin with, for example a corpus of an earlier search.
+
+        Raises:
+            BpfunitError: the kernel refused every run, so that nothing was seen of the program.
         """
         self._start = time.monotonic()
         self._run([*known, *self._beginnings()])
@@ -97,6 +103,13 @@ class Search:
             moved = len(self.found.first) > before
             stage = 0 if moved or self._pending else stage + 1
         self.found.seconds = time.monotonic() - self._start
+        if self.found.runs and self._refused:
+            error = errno.errorcode.get(self._refused, str(self._refused))
+            raise BpfunitError(
+                f"explore {self.facts.program}: the kernel refused every run of this"
+                f" {self.facts.type} program, with {error}: `bpfunit run` says what it has against"
+                " one"
+            )
         return self.found
 
     def only(self, inputs: Iterable[Input]) -> Found:
@@ -193,6 +206,9 @@ class Search:
         case = case_of(self._sites, given, outcome)
         self.found.runs += len(given.steps)
         self.found.instructions += cost_of(self._sites, case)
+        if self._refused:
+            errors = [step.errno for step in outcome.steps]
+            self._refused = 0 if 0 in errors else errors[0]
         return case
 
     def _note(self, case: Case) -> None:

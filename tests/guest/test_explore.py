@@ -76,6 +76,11 @@ def test_ranges_masks_byte_orders_and_second_runs_are_solved(
     assert all(text in out_of_reach for text in missed), "\n".join(found.report())
 
 
+def test_a_program_whose_every_run_is_refused_is_no_report_but_an_error() -> None:
+    with pytest.raises(bpfunit.BpfunitError, match=r"refused every run of this xdp .* EINVAL"):
+        bpfunit.explore(compiled("explored"), "redirected", budget=PATIENCE)
+
+
 def test_what_an_exploration_does_leaves_a_loaded_object_alone() -> None:
     with bpfunit.load(HOOK) as obj:
         obj.maps.km_backend[bytes(4)] = bytes(80)

@@ -134,3 +134,10 @@ int marked(struct __sk_buff *skb)
 		return 1;
 	return 0;
 }
+
+/* No kernel has a test run for what runs behind a redirection. */
+SEC("xdp/devmap")
+int redirected(struct xdp_md *ctx)
+{
+	return ctx->ingress_ifindex == 3 ? XDP_DROP : XDP_PASS;
+}
