@@ -24,6 +24,18 @@ def cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "bpfunit"
 
 
+def closed_cache() -> str:
+    """Return why this user cannot use the cache directory and what to do, "" where he can."""
+    cache = cache_dir()
+    # os.path.exists is False, not an error, for what lies in a directory closed to us
+    there = next(path for path in (cache, *cache.parents) if os.path.exists(path))  # noqa: PTH110
+    wanted = os.X_OK if there == cache else os.X_OK | os.W_OK
+    if os.access(there, wanted):
+        return ""
+    remedy = "point BPFUNIT_CACHE to a directory that you may write"
+    return f"use the cache {cache}: {there} is closed to user {os.geteuid()}; {remedy}"
+
+
 def chosen_libbpf() -> str:
     """Return the path of the libbpf that the user chose, "" for the one that the system finds.
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from bpfunit._paths import closed_cache
 from bpfunit.cli import diff, doctor, explore, init, kernels, run, shell
 from bpfunit.cli._common import EXIT_CODES_HELP, ExitCode, err
 from bpfunit.errors import BpfunitError
@@ -68,6 +69,11 @@ def main() -> None:
         app()
     except BpfunitError as error:
         err().print("bpfunit:", str(error), style="red", markup=False)
+        sys.exit(ExitCode.ERROR)
+    except PermissionError as error:
+        if not (closed := closed_cache()):
+            raise
+        err().print("bpfunit:", f"{closed} ({error.strerror})", style="red", markup=False)
         sys.exit(ExitCode.ERROR)
     except KeyboardInterrupt:
         sys.exit(ExitCode.INTERRUPTED)

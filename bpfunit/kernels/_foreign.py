@@ -7,6 +7,7 @@ into the cache. Nothing of them is installed, and nothing is registered with thi
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -58,7 +59,8 @@ def installed_emulator(architecture: Architecture) -> Path | None:
 def known_emulator(architecture: Architecture) -> Path | None:
     """Return the QEMU for an architecture where nothing has to be fetched for it."""
     cached = emulator_dir(architecture) / _WRAPPER
-    return installed_emulator(architecture) or (cached if cached.exists() else None)
+    # os.access is False, not an error, for what lies in a cache closed to us
+    return installed_emulator(architecture) or (cached if os.access(cached, os.X_OK) else None)
 
 
 def emulator(architecture: Architecture, task: Task) -> Path:

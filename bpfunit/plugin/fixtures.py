@@ -14,6 +14,7 @@ import pytest
 
 import bpfunit
 from bpfunit import _native
+from bpfunit._paths import closed_cache
 from bpfunit.guest import in_guest
 from bpfunit.plugin import reuse
 from bpfunit.rewrite import ambient
@@ -29,7 +30,11 @@ _BPFFS = Path("/sys/fs/bpf")
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Compile on the host, before guests start, what would take them far longer."""
-    if config.getoption("kernel", None) and not in_guest() and (built := _native.build()):
+    if not config.getoption("kernel", None) or in_guest():
+        return
+    if closed := closed_cache():
+        raise pytest.UsageError(f"bpfunit: {closed}")
+    if built := _native.build():
         os.environ[_native.PATH_VARIABLE] = str(built)
 
 

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -201,21 +202,63 @@ def test_a_small_disk_is_noted_by_the_doctor(tmp_path: Path) -> None:
     assert "bpfunit kernels remove" in done.stdout
 
 
-@needs_root
-def test_another_user_is_told_that_the_cache_is_not_his(tmp_path: Path) -> None:
-    for directory in (tmp_path, *tmp_path.parents[:-1]):
-        if directory.owner() == "root" and directory.name.startswith(("pytest", "test")):
-            directory.chmod(0o755)
+def as_another_user(*command: str, cache: Path) -> subprocess.CompletedProcess[str]:
+    """Run a module of this Python as a user who owns nothing, with a cache."""
     wrapper = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-    probe = [*wrapper, "test", "-x", sys.executable]
-    if subprocess.run(probe, capture_output=True, check=False).returncode != 0:
-        pytest.skip(f"another user may not run {sys.executable}, which lies in root's home")
-    done = run(
-        ["doctor"], wrapper=wrapper, BPFUNIT_CACHE=str(tmp_path), PYTHONDONTWRITEBYTECODE="1"
+    python = f"/usr/bin/python{sys.version_info[0]}.{sys.version_info[1]}"
+    for one in (sys.executable, python):  # ours may lie in root's home
+        probe = [*wrapper, "test", "-x", one]
+        if subprocess.run(probe, capture_output=True, check=False).returncode == 0:
+            break
+    else:
+        pytest.skip(f"another user may run neither {sys.executable} nor {python}")
+    return subprocess.run(
+        [*wrapper, one, "-m", *command],
+        env={
+            **os.environ,
+            "BPFUNIT_CACHE": str(cache),
+            "COLUMNS": "200",
+            "HOME": "/nonexistent",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        },
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
-    assert done.returncode == 1
+
+
+@needs_root
+@pytest.mark.parametrize("closed", [False, True], ids=["not writable", "closed"])
+def test_another_user_is_told_that_the_cache_is_not_his(closed: bool) -> None:
+    with tempfile.TemporaryDirectory() as directory:  # pytest's are closed to others
+        cache = Path(directory) / "cache"
+        cache.mkdir()
+        Path(directory).chmod(0o700 if closed else 0o755)
+        done = as_another_user("bpfunit.cli", "doctor", cache=cache)
+    assert done.returncode == 1, done.stderr
     assert "is not writable" in done.stdout
     assert "point BPFUNIT_CACHE to a directory that you may write" in done.stdout
+
+
+@needs_root
+@pytest.mark.parametrize(
+    "command",
+    [("bpfunit.cli", "kernels", "list"), ("pytest", "-p", "no:cacheprovider", "--kernel", "6.12")],
+    ids=["bpfunit", "pytest"],
+)
+def test_another_users_cache_is_an_error_that_says_what_to_do(command: tuple[str, ...]) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        cache = Path(directory) / "cache"
+        cache.mkdir()
+        done = as_another_user(*command, cache=cache)
+    assert done.returncode not in (0, 5)  # 5 is pytest's for no tests
+    said = done.stdout + done.stderr
+    assert f"{directory} is closed to user 65534" in said
+    assert "point BPFUNIT_CACHE to a directory that you may write" in said
+    assert "Traceback" not in said
 
 
 def test_a_test_that_needs_a_kernel_and_has_none_says_what_to_type(tmp_path: Path) -> None:
