@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from bpfunit.explorer.case import POINTERS, Case, moved
 from bpfunit.explorer.cells import Cell, Cells
@@ -10,12 +10,17 @@ from bpfunit.explorer.facts import BRANCH, Site
 from bpfunit.explorer.wire import Input
 
 _KEYS = 3  # lookups one behind another whose keys one part of an input makes
+_WORD = (1 << 64) - 1
+_TELLING = 0xA5C3_961D_5AB7_694F  # bits of a cell that are changed to see what depends on it
 
 Probe = Callable[[Sequence[Input]], list[Case]]
 """Runs inputs, fewer when the budget ends, whether or not they ran before."""
 
 Operands = dict[int, tuple[int, int]]
 """What jumps compared, by the record's place."""
+
+Flip = tuple[Cell, int, int, int]
+"""A cell, the number of a bit of it, and what flipping that changes of operand a and of b."""
 
 
 class Influence:
@@ -24,7 +29,8 @@ class Influence:
     def __init__(self, sites: Sequence[Site], cells: Cells, probe: Probe) -> None:
         self._sites, self._cells, self._probe = sites, cells, probe
         self._known: dict[Input, dict[int, list[Cell]]] = {}
-        self._bits: dict[tuple[Input, Cell], list[tuple[int, Operands]]] = {}
+        # what jumps compared when bits of a cell were changed, by input, cell and those bits
+        self._seen: dict[tuple[Input, Cell], dict[int, Operands]] = {}
 
     def cells_of(self, case: Case) -> dict[int, list[Cell]]:
         """Return the cells that change the operands of a record, by the record's place."""
@@ -33,14 +39,8 @@ class Influence:
             return known
         found: dict[int, list[Cell]] = {}
         cells = self._cells.of(case)
-        changed = [
-            self._cells.written(
-                case.given, cell, self._cells.read(case.given, cell) ^ 0xA5C3_961D_5AB7_694F
-            )
-            for cell in cells
-        ]
         narrow: list[Cell] = []
-        for cell, other in zip(cells, self._followed(case, changed), strict=False):
+        for cell, other in self._changed(case, [(cell, _TELLING) for cell in cells]):
             for index in self._differences(case, other):
                 found.setdefault(index, []).append(cell)
             if cell.kind in ("data", "value") and other.path != case.path:
@@ -49,11 +49,7 @@ class Influence:
                     cell._replace(offset=cell.offset + n, width=1) for n in range(cell.width)
                 ]
         for pattern in (0xFF, 1):  # whatever bit is asked for; and less than a range is wide
-            changed = [
-                self._cells.written(case.given, cell, self._cells.read(case.given, cell) ^ pattern)
-                for cell in narrow
-            ]
-            for cell, other in zip(narrow, self._followed(case, changed), strict=False):
+            for cell, other in self._changed(case, [(cell, pattern) for cell in narrow]):
                 for index in self._differences(case, other):
                     if cell not in found.setdefault(index, []):
                         found[index].append(cell)
@@ -78,36 +74,110 @@ class Influence:
                 break
         return cases
 
-    def cells_behind(self, case: Case, index: int) -> list[Cell]:
-        """Return the cells that change what a record compared.
+    def cells_behind(self, case: Case, index: int) -> dict[Cell, int]:
+        """Return the cells that change what a record compared, and at which record that is seen.
 
         Of a value that is compared again and again, as by a switch, a change that was seen at an
         earlier comparison may have led the run away from this one.
         """
         influence = self.cells_of(case)
-        found = list(influence.get(index, ()))
+        found = dict.fromkeys(influence.get(index, ()), index)
         value = case.records[index][1]
         for earlier in range(index):
             number, a, _, _ = case.records[earlier]
             if a == value and self._sites[number].kind == BRANCH:
-                found += [cell for cell in influence.get(earlier, ()) if cell not in found]
+                for cell in influence.get(earlier, ()):
+                    found.setdefault(cell, earlier)
         return found
 
-    def flips(self, case: Case, cell: Cell) -> list[tuple[int, Operands]]:
-        """Return, for each bit of a cell, the operands that flipping it changes."""
-        place = (case.given, cell)
-        known = self._bits.get(place)
-        if known is None:
-            value = self._cells.read(case.given, cell)
-            bits = range(8 * cell.width)
-            inputs = [self._cells.written(case.given, cell, value ^ 1 << bit) for bit in bits]
-            others = self._followed(case, inputs)
-            known = [
-                (bit, self._differences(case, other))
-                for bit, other in zip(bits, others, strict=False)
-            ]
-            self._bits[place] = known
-        return known
+    def flips(self, case: Case, cells: Mapping[Cell, int], index: int) -> list[Flip]:
+        """Return which bits of cells change what a record compared, and how.
+
+        Args:
+            case: the input.
+            cells: some of :meth:`cells_behind`.
+            index: the record.
+
+        What moves, masks, shifts and byte orders do to bits is told by few runs: a bit of an
+        operand says by the runs in which it changed from which bit of the cell it comes. A cell
+        for which that does not say what was seen has its bits flipped one by one.
+        """
+        wanted = [
+            (cell, pattern)
+            for cell in cells
+            for pattern in _codes(8 * cell.width)
+            if pattern not in self._seen.get((case.given, cell), ())
+        ]
+        self._changed(case, wanted)
+        columns = {cell: self._decoded(case, cell, place) for cell, place in cells.items()}
+        wanted = [
+            (cell, 1 << bit)
+            for cell in cells
+            if columns[cell] is None
+            for bit in range(8 * cell.width)
+            if 1 << bit not in self._seen.get((case.given, cell), ())
+        ]
+        self._changed(case, wanted)
+        found: list[Flip] = []
+        for cell in cells:
+            changes = columns[cell]
+            if changes is not None and cells[cell] != index:  # the same value at another jump
+                changes = {bit: change & _WORD for bit, change in changes.items()}
+            if changes is None:
+                changes = {}
+                for bit in range(8 * cell.width):
+                    if change := self._change(case, cell, 1 << bit, index):
+                        changes[bit] = change
+            found += [(cell, n, one & _WORD, one >> 64) for n, one in sorted(changes.items())]
+        return found
+
+    def _decoded(self, case: Case, cell: Cell, index: int) -> dict[int, int] | None:
+        """Return what each bit of a cell changes of a record's operands, a's below b's.
+
+        None where no such answer agrees with all that was seen.
+        """
+        bits = 8 * cell.width
+        whole, *codes = [self._change(case, cell, code, index) or 0 for code in _codes(bits)]
+        columns: dict[int, int] = {}
+        left = whole
+        while left:
+            lowest = left & -left
+            bit = sum(1 << n for n, code in enumerate(codes) if code & lowest)
+            columns[bit] = columns.get(bit, 0) | lowest
+            left ^= lowest
+        if not columns or max(columns) >= bits:
+            return None
+        for pattern in self._seen[case.given, cell]:
+            told = 0
+            for bit, change in columns.items():
+                told ^= change if pattern >> bit & 1 else 0
+            seen = self._change(case, cell, pattern, index)
+            if (seen or 0) != told:
+                return None
+        return columns
+
+    def _change(self, case: Case, cell: Cell, pattern: int, index: int) -> int | None:
+        """Return the bits that changed of a record's operands, None where it was not seen."""
+        known = self._seen.get((case.given, cell), {}).get(pattern, {})
+        if index not in known:
+            return None
+        number, raw_a, raw_b, _ = case.records[index]
+        a, b = self._sites[number].operands(raw_a, raw_b)
+        return known[index][0] ^ a | (known[index][1] ^ b) << 64
+
+    def _changed(self, case: Case, wanted: Sequence[tuple[Cell, int]]) -> list[tuple[Cell, Case]]:
+        """Run the input with bits of cells changed; remember what its jumps compared."""
+        inputs = [
+            self._cells.written(case.given, cell, self._cells.read(case.given, cell) ^ pattern)
+            for cell, pattern in wanted
+        ]
+        found = []
+        for (cell, pattern), other in zip(wanted, self._followed(case, inputs), strict=False):
+            kept = pattern & (1 << 8 * cell.width) - 1
+            differences = self._differences(case, other)
+            self._seen.setdefault((case.given, cell), {})[kept] = differences
+            found.append((cell, other))
+        return found
 
     def _differences(self, case: Case, other: Case) -> Operands:
         """Return the operands that differ, by the record's place in the first case.
@@ -144,3 +214,15 @@ class Influence:
                 if operands != sites[number].operands(a, b):
                     found[place] = operands
         return found
+
+
+def _codes(bits: int) -> list[int]:
+    """Return changes by which bits are told: all of them, then those whose number has a bit set."""
+    numbers = range(bits)
+    return [
+        (1 << bits) - 1,
+        *(
+            sum(1 << n for n in numbers if n >> place & 1)
+            for place in range((bits - 1).bit_length())
+        ),
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from bpfunit.explorer.facts import ARRAY, BRANCH, LOOKUPS, RESULT, Facts, Site
 from bpfunit.explorer.packets import SHORTEST_PACKET
@@ -13,6 +14,7 @@ from bpfunit.rewrite.insn import JUMP_SIGNS
 
 REACHED, DEAD, MISSED = "reached", "dead", "not reached"
 _SHOWN = 4  # pairs of operands
+_ALIKE = 3  # edges of one reason that are listed below it
 _POINTERS = 0xFFFF_0000_0000_0000
 # Jumps by which a packet's end is told, and whether they are taken where a place is behind it when
 # the place stands on the left.
@@ -46,10 +48,15 @@ class EdgeState:
     reason: str = ""
 
     def __str__(self) -> str:
-        place = f"{self.file}:{self.line}" if self.file else f"instruction {self.insn}"
-        way = "taken" if self.taken else "not taken"
         why = f": {self.reason}" if self.reason else ""
-        return f"{place}: {self.text or self.condition} ({self.condition} {way}) {self.state}{why}"
+        return f"{self.where} {self.state}{why}"
+
+    @property
+    def where(self) -> str:
+        """The place, the source's line and the way of the jump, in a line."""
+        place = f"{_near(self.file)}:{self.line}" if self.file else f"instruction {self.insn}"
+        way = "taken" if self.taken else "not taken"
+        return f"{place}: {self.text or self.condition} ({self.condition} {way})"
 
 
 @dataclass
@@ -151,12 +158,12 @@ class Exploration:
             ways = [(other, taken) in self.found.first for taken in (False, True)]
             if site.kind == BRANCH and sum(ways) == 1:
                 file, line, _, text = self.facts.places.get(other, ("", 0, 0, ""))
-                at = f"{file}:{line}, {text}" if file else f"instruction {site.insn}"
+                at = f"{_near(file)}:{line}, {text}" if file else f"instruction {site.insn}"
                 return f"; in front of it {condition(site)} went one way only ({at})"
         return ""
 
     def report(self) -> list[str]:
-        """Return lines for people: the sum, and each edge that was not reached."""
+        """Return lines for people: the sum, and each edge that was not reached, by reason."""
         found = self.found
         lines = [
             f"{self.facts.program} on {self.facts.kernel}: {self.reached} of {self.alive} branch"
@@ -165,12 +172,28 @@ class Exploration:
             f" seed {self.seed}"
         ]
         lines += [f"  {note}" for note in self.facts.notes]
-        lines += [f"  {edge}" for edge in self.edges if edge.state == MISSED]
+        by_reason: dict[str, list[EdgeState]] = {}
+        for edge in self.edges:
+            if edge.state == MISSED:
+                by_reason.setdefault(edge.reason, []).append(edge)
+        for reason, edges in by_reason.items():
+            if len(edges) < _ALIKE:
+                lines += [f"  {edge}" for edge in edges]
+            else:
+                lines.append(f"  {MISSED} are {len(edges)} edges: {reason}")
+                lines += [f"    {edge.where}" for edge in edges]
         return lines
 
     def case(self, edge: Edge) -> Case | None:
         """Return the case that took an edge first."""
         return self.found.first.get(edge)
+
+
+def _near(file: str) -> str:
+    """Return a path as it is from here, where it lies here: compilers are given absolute ones."""
+    path = Path(file)
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else file
 
 
 def condition(site: Site) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from bpfunit.explorer.case import POINTERS, Case
 from bpfunit.explorer.cells import Cell, Cells
 from bpfunit.explorer.facts import Facts, Site
-from bpfunit.explorer.influence import Influence
+from bpfunit.explorer.influence import Flip, Influence
 from bpfunit.explorer.wire import Input
 
 _MAX_PACKET = 1500
@@ -31,12 +31,7 @@ class Solver:
             yield list(self._without_pointer(case, index))
             yield [*self._resized(case, raw_a, raw_b), *self._lengthened(case, index)]
         cells = self._influence.cells_behind(case, index)
-        flips: list[tuple[Cell, int, int, int]] = []
-        for cell in cells[:24]:
-            for bit, differences in self._influence.flips(case, cell):
-                if index in differences:
-                    changed = differences[index]
-                    flips.append((cell, bit, changed[0] ^ a, changed[1] ^ b))
+        flips = self._influence.flips(case, dict(list(cells.items())[:24]), index)
         goals = list(goals_of(site, a, b, wanted))
         solved = [
             self._flipped(case.given, chosen)
@@ -44,7 +39,7 @@ class Solver:
             if (chosen := solve_bits(flips, goal[0] ^ a | (goal[1] ^ b) << 64)) is not None
         ]
         yield solved
-        yield list(self._direct(case, cells, a, b, goals))
+        yield list(self._direct(case, list(cells), a, b, goals))
 
     def _flipped(self, given: Input, chosen: Iterable[tuple[Cell, int]]) -> Input:
         for cell, bit in chosen:
@@ -123,9 +118,7 @@ def goals_of(site: Site, a: int, b: int, wanted: bool) -> Iterator[tuple[int, in
             yield pair
 
 
-def solve_bits(
-    flips: Sequence[tuple[Cell, int, int, int]], difference: int
-) -> list[tuple[Cell, int]] | None:
+def solve_bits(flips: Sequence[Flip], difference: int) -> list[tuple[Cell, int]] | None:
     """Return bits of cells that together make a difference to the operands, None for no such.
 
     Each flip is (cell, bit, change of a, change of b), the difference a's and above 64 bits b's.
