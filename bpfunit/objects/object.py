@@ -18,6 +18,7 @@ from bpfunit._sys.uapi import MapType
 from bpfunit.errors import BpfunitError, NotFoundError, SyscallError
 from bpfunit.objects import kconfig
 from bpfunit.objects.globals import Globals, Sections, data_sections
+from bpfunit.objects.initialisers import programs_in_arrays
 from bpfunit.objects.maps import Map
 from bpfunit.objects.queues import QueueMap
 from bpfunit.objects.verifier import load_failure, open_failure
@@ -138,8 +139,9 @@ class Object:
         for name in programs:
             if name not in handles:
                 raise NotFoundError(f"load from {self.path.name}", name, sorted(handles))
+        wanted = {*programs, *programs_in_arrays(self.path)}
         for name, handle in handles.items():
-            lib.bpf_program__set_autoload(handle, name in programs)
+            lib.bpf_program__set_autoload(handle, name in wanted)
 
     def _resize(self, max_entries: Mapping[str, int]) -> None:
         lib = libbpf.lib()
@@ -390,7 +392,8 @@ def load(
         types: where to find types that the object's BTF and DWARF lack: a C header or source, an
             object, a BTF file, or :func:`bpfunit.load_types` of one with flags for clang; several
             in a list. ``--bpf-types`` adds to them.
-        programs: load only these; by default all that the object marks for loading.
+        programs: load only these, and those that program arrays are declared with; by default all
+            that the object marks for loading.
         max_entries: other sizes for maps, for example 1 to have one run full.
         log_maps: ``{ring buffer: record type}`` of the object's own log; by default ring buffers
             with "log" in their name, whose records are {``__u32 ret; char msg[]``}.

@@ -133,6 +133,14 @@ def test_unknown_names_list_what_there_is(obj: Object) -> None:
         bpfunit.load(obj.path, programs=["redirect"])
 
 
+def test_programs_that_an_array_is_declared_with_are_loaded_with_those_chosen(
+    bpf_load: Load,
+) -> None:
+    obj = bpf_load(compiled("slots"), programs=["enter"])
+    assert set(obj.programs) == {"enter", "leave"}
+    assert obj.programs.enter.run("10.1.1.1:80").port == 0
+
+
 # -- globals
 
 
