@@ -369,7 +369,7 @@ class _Buffer(ctypes.Structure):
     ]
 
 
-def address_of(memory: mmap.mmap) -> int:
+def address_of(memory: mmap.mmap | memoryview) -> int:
     """Return where a mapping lies, also one that cannot be written, which ctypes refuses."""
     view = _Buffer()
     ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(memory), ctypes.byref(view), 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 from pathlib import Path
 
@@ -16,6 +17,14 @@ _libc.setns.argtypes = [ctypes.c_int, ctypes.c_int]
 _libc.setns.restype = ctypes.c_int
 _libc.unshare.argtypes = [ctypes.c_int]
 _libc.unshare.restype = ctypes.c_int
+_libc.mmap.argtypes = [
+    *(ctypes.c_void_p, ctypes.c_size_t),
+    *(ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long),
+]
+_libc.mmap.restype = ctypes.c_void_p
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.munmap.restype = ctypes.c_int
+_MAP_FAILED = ctypes.c_void_p(-1).value
 
 CLONE_NEWNET = 0x40000000
 
@@ -38,6 +47,23 @@ def setns(fd: int, nstype: int) -> None:
 def unshare(flags: int) -> None:
     """``unshare(2)``: give the calling thread namespaces of its own (``CLONE_NEW*``)."""
     _checked("make namespace", _libc.unshare(flags))
+
+
+def map_shared(fd: int, size: int) -> int:
+    """``mmap(2)``: map what is behind ``fd`` to read and write, and return its address.
+
+    The mapping keeps the file: the descriptor may be closed. Give it back with :func:`unmap`.
+    """
+    protection = mmap.PROT_READ | mmap.PROT_WRITE
+    address = _libc.mmap(None, size, protection, mmap.MAP_SHARED, fd, 0)
+    if address == _MAP_FAILED:
+        raise SyscallError(f"map {size} bytes", ctypes.get_errno())
+    return int(address)
+
+
+def unmap(address: int, size: int) -> None:
+    """``munmap(2)``: nothing may use the memory any more."""
+    _checked(f"unmap {size} bytes", _libc.munmap(address, size))
 
 
 def load_module(path: Path) -> None:

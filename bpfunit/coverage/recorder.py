@@ -5,17 +5,16 @@ from __future__ import annotations
 import ctypes
 import platform
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from bpfunit import _native
-from bpfunit._sys import bpf, uapi
 from bpfunit.coverage.model import Model, describe
 from bpfunit.coverage.path import Path
 from bpfunit.coverage.probes import Mode, count_probes, place_probes, surviving_probes
-from bpfunit.coverage.template import Template
+from bpfunit.coverage.template import Template, identity_of
 from bpfunit.progtypes.base import instrumentable_sections
 from bpfunit.rewrite import ambient
 from bpfunit.rewrite.code import Image, ProgramCode, Unreached
@@ -43,7 +42,7 @@ class _Instrumented:
         """Return the probes' counts since the map was last cleared."""
         return self.counts_of(self.map.memory[: self.map.size])
 
-    def counts_of(self, memory: bytes) -> list[int]:
+    def counts_of(self, memory: bytes | memoryview) -> list[int]:
         """Return the probes' counts that the map's memory stands for."""
         count = len(self.model.probes)
         if self.model.mode is Mode.FLAGS:
@@ -90,6 +89,8 @@ class CoverageRecorder:
         self.mode = mode
         self.refused: dict[str, str] = {}
         self.beyond: dict[str, str] = {}
+        self._unfit: dict[Hashable, str] = {}  # programs that were tried, with the reason
+        self._without: dict[str, str] = {}  # those of the load that goes on, by name
         self._programs: dict[str, _Instrumented] = {}
         self._in_order: list[_Instrumented] = []  # as C numbers them
         self._rows: Any = None
@@ -99,19 +100,21 @@ class CoverageRecorder:
 
     def rewrite(self, program: ProgramCode) -> None:
         """Put probes into ``program``, or leave it as it is and keep the reason in `refused`."""
-        if program.name in self.refused:
-            return
         known = self._known(program)
         if known is None:
-            try:
-                known = self._instrument(program)
-            except RewriteError as error:
-                self.refused[program.name] = str(error)
+            identity = identity_of(program)
+            if identity not in self._unfit:
+                try:
+                    known = self._instrument(program)
+                except RewriteError as error:
+                    self._unfit[identity] = str(error)
+            if known is None:
+                self._without[program.name] = self._unfit[identity]
                 return
             self._programs[known.model.key] = known
             self._in_order.append(known)
             self._show_to_c()
-        program.accept(known.template.for_load(program.image.insns))
+        program.accept(known.template.for_load(program.image.insns, known.map.wake()))
 
     def _known(self, program: ProgramCode) -> _Instrumented | None:
         """Return what was made of an earlier load of the same program."""
@@ -122,6 +125,12 @@ class CoverageRecorder:
 
     def loaded(self, unreached: Mapping[str, Unreached]) -> None:
         """Note the programs that cannot be instrumented because of their section."""
+        # A program keeps its map, and so does the mapping: without this a suite that stubs many
+        # calls, each of which makes another program, runs out of descriptors.
+        for known in self._in_order:
+            known.map.rest()
+        self.refused.update(self._without)
+        self._without.clear()
         for name, (section, _helpers) in unreached.items():
             if section in instrumentable_sections():
                 self.refused[name] = f"libbpf loaded section {section!r} without asking"
@@ -129,6 +138,10 @@ class CoverageRecorder:
                 self.beyond[name] = (
                     f"libbpf's own work for section {section!r} cannot be combined with rewriting"
                 )
+
+    def not_loaded(self) -> None:
+        """Forget what was refused with probes: the kernel refuses the program without them, too."""
+        self._without.clear()
 
     def _instrument(self, program: ProgramCode) -> _Instrumented:
         flow = program.flow()
@@ -144,9 +157,8 @@ class CoverageRecorder:
         except BaseException:
             probes_map.close()
             raise
-        map_id = bpf.object_info("inspect coverage map", probes_map.fd, uapi.MapInfo()).id
-        ambient.kept_maps.add(map_id)
-        alive = surviving_probes(trial.survivors, map_id, self.mode)
+        ambient.kept_maps.add(probes_map.id)
+        alive = surviving_probes(trial.survivors, probes_map.id, self.mode)
         template = Template(program, patched)
         model = Model(
             key=template.fingerprint,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from bpfunit._sys import bpf, uapi
 from bpfunit.rewrite.code import Image, ProgramCode
@@ -38,38 +38,60 @@ class Template:
             for position, origin in enumerate(patched.origin)
             if origin >= 0 and insns[origin].loads_map
         ]
-        self._identity = self._identify(program)
+        self._inserted = [
+            position
+            for position, origin in enumerate(patched.origin)
+            if origin < 0 and patched.insns[position].loads_map
+        ]
+        self._identity = _identify(program, self._descriptors)
         self._constants = _constants(program.image.insns, self._values)
         whole = repr((self._identity, self._constants))
         self.fingerprint = hashlib.sha256(whole.encode()).hexdigest()[:16]
-
-    def _identify(self, program: ProgramCode) -> tuple[object, ...]:
-        """Return all that the rewriting depends on; the verifier's verdict takes the constants."""
-        insns = program.image.insns
-        stable = bytearray(insns)
-        for slot in self._descriptors:
-            start = slot * SLOT_SIZE + _IMM.start
-            stable[start : start + 4] = bytes(4)
-        identity = (program.name, program.prog_type, program.attach_type)
-        return *identity, bytes(stable), program.image[1:]
 
     def fits(self, program: ProgramCode) -> bool:
         """Whether ``program`` is the original, be its maps others."""
         insns = program.image.insns
         return (
             len(insns) == self._size
-            and self._identify(program) == self._identity
+            and _identify(program, self._descriptors) == self._identity
             and _constants(insns, self._values) == self._constants
         )
 
-    def for_load(self, original: bytes) -> Image:
-        """Return the rewritten program with the map descriptors of this load."""
+    def for_load(self, original: bytes, probes: int) -> Image:
+        """Return the rewritten program with the map descriptors of this load.
+
+        Args:
+            original: the instructions of this load.
+            probes: the descriptor of the map that the inserted code uses.
+        """
         insns = bytearray(self._image.insns)
         for position, origin in self._places:
             source = origin * SLOT_SIZE + _IMM.start
             target = position * SLOT_SIZE + _IMM.start
             insns[target : target + 4] = original[source : source + 4]
+        for position in self._inserted:
+            target = position * SLOT_SIZE + _IMM.start
+            insns[target : target + 4] = probes.to_bytes(4, sys.byteorder)
         return self._image._replace(insns=bytes(insns))
+
+
+def identity_of(program: ProgramCode) -> Hashable:
+    """Return all of a program that rewriting and the verifier depend on, be its maps others."""
+    insns = program.insns
+    descriptors = [n for n, slot in enumerate(insns) if slot.loads_map]
+    values = [n for n in descriptors if insns[n].src == PSEUDO_MAP_VALUE]
+    return _identify(program, descriptors), _constants(program.image.insns, values)
+
+
+def _identify(program: ProgramCode, descriptors: Sequence[int]) -> tuple[Hashable, ...]:
+    """Return all that the rewriting depends on; the verifier's verdict takes the constants."""
+    insns = program.image.insns
+    stable = bytearray(insns)
+    for slot in descriptors:
+        start = slot * SLOT_SIZE + _IMM.start
+        stable[start : start + 4] = bytes(4)
+    identity = (program.name, program.prog_type, program.attach_type)
+    return *identity, bytes(stable), program.image[1:]
 
 
 def _constants(insns: bytes, slots: Sequence[int]) -> tuple[bytes, ...]:

@@ -18,7 +18,13 @@ from functools import lru_cache
 from typing import Any
 
 from bpfunit._sys import libbpf
-from bpfunit.rewrite.code import Image, Instrumentation, ProgramCode, Unreached
+from bpfunit.rewrite.code import (
+    HearsOfFailures,
+    Image,
+    Instrumentation,
+    ProgramCode,
+    Unreached,
+)
 from bpfunit.rewrite.info import FUNC_SIZE, LINE_SIZE
 from bpfunit.rewrite.insn import SLOT_SIZE, decode
 from bpfunit.rewrite.trial import point_at_info, try_load
@@ -159,6 +165,9 @@ def instrumented(obj: int, passes: Sequence[Instrumentation]) -> Iterator[None]:
     try:
         yield
     except Exception as failure:
+        for step in passes:
+            if isinstance(step, HearsOfFailures):
+                step.not_loaded()
         if load.error is not None:
             raise load.error from failure
         raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from bpfunit.rewrite.flow import Flow
 from bpfunit.rewrite.info import (
@@ -162,3 +162,11 @@ class Instrumentation(Protocol):
         Args:
             unreached: programs that were loaded without passing through `rewrite`.
         """
+
+
+@runtime_checkable
+class HearsOfFailures(Protocol):
+    """A pass that wants to know of loads that came to nothing as well."""
+
+    def not_loaded(self) -> None:
+        """Learn that the load failed for which `rewrite` was called last."""

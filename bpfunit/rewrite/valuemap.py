@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import types
+import weakref
 
-from bpfunit._sys import bpf
-from bpfunit._sys.uapi import BPF_F_MMAPABLE, MapType
+from bpfunit._sys import bpf, libc, uapi
+from bpfunit._sys.uapi import BPF_F_MMAPABLE, Cmd, MapType
 
 
 class ValueMap:
     """Memory shared between BPF programs and this process; a context manager, or `close` it.
+
+    One that is dropped without closing takes its descriptor with it.
 
     Programs take its address with `insn.load_map_value` (since Linux 5.2); here it is `memory`,
     mapped, so that reading costs no system call (since Linux 5.5).
@@ -23,14 +27,41 @@ class ValueMap:
 
     def __init__(self, name: str, size: int) -> None:
         self.size = size
-        self.fd = bpf.map_create(name, MapType.ARRAY, 4, size, 1, BPF_F_MMAPABLE)
+        self.fd = -1
+        self._own(bpf.map_create(name, MapType.ARRAY, 4, size, 1, BPF_F_MMAPABLE))
         # The kernel maps whole pages only and the value lies at the start of the first.
         pages = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-        self.memory = mmap.mmap(self.fd, pages)
+        # Not by Python's mmap, which keeps a descriptor of its own for as long as the mapping.
+        address = libc.map_shared(self.fd, pages)
+        self._unmap = weakref.finalize(self, libc.unmap, address, pages)
+        self._unmap.atexit = False
+        self.memory = memoryview((ctypes.c_ubyte * pages).from_address(address)).cast("B")
+        self.id = int(bpf.object_info(f"inspect map {name}", self.fd, uapi.MapInfo()).id)
+
+    def _own(self, fd: int) -> None:
+        self.fd = fd
+        self._close_fd = weakref.finalize(self, os.close, fd)
+        self._close_fd.atexit = False
+
+    def rest(self) -> None:
+        """Release the descriptor until `wake`; the mapping keeps the map."""
+        if self.fd >= 0:
+            self._close_fd()
+            self.fd = -1
+
+    def wake(self) -> int:
+        """Return the descriptor, a new one after `rest`.
+
+        Raises:
+            SyscallError: EMFILE, or EPERM for lack of CAP_SYS_ADMIN.
+        """
+        if self.fd < 0:
+            self._own(bpf.fd_by_id("open map", Cmd.MAP_GET_FD_BY_ID, self.id))
+        return self.fd
 
     def read(self) -> bytes:
         """Return the whole value."""
-        return self.memory[: self.size]
+        return bytes(self.memory[: self.size])
 
     def write(self, offset: int, data: bytes) -> None:
         """Overwrite part of the value."""
@@ -42,10 +73,9 @@ class ValueMap:
 
     def close(self) -> None:
         """Release the descriptor and the mapping; programs that use the map keep it alive."""
-        if self.fd >= 0:
-            self.memory.close()
-            os.close(self.fd)
-            self.fd = -1
+        self.memory.release()
+        self._unmap()
+        self.rest()
 
     def __enter__(self) -> ValueMap:
         """Return self."""

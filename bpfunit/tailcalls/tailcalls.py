@@ -141,7 +141,7 @@ class CallRecorder:
         if not count:
             return b""
         memory[:_HEADER] = bytes(_HEADER)
-        return memory[_HEADER : _HEADER + min(count, _CAPACITY) * self.record_size]
+        return bytes(memory[_HEADER : _HEADER + min(count, _CAPACITY) * self.record_size])
 
     def decode(self, records: bytes, resolve: Resolve) -> list[TailCall]:
         """Read the records of one run, in order.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import resource
 import socket
 import struct
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from bpfunit.rewrite.insn import Insn
 from .rawrun import Descriptor
 
 VERSION = 1  # BPFUNIT_TESTRUN_VERSION of vm/testrun/bpfunit_testrun.h
+NOT_OPEN = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # beyond what this process may open
 LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 
 
@@ -91,7 +93,7 @@ def no_tcp_connections() -> Iterator[dict[str, tuple[int, int]]]:
     """Give descriptors that are no TCP sockets, by name, with the errno of a request for each."""
     with ExitStack() as stack:
         found: dict[str, tuple[int, int]] = {
-            "closed": (900, errno.EBADF),
+            "closed": (NOT_OPEN, errno.EBADF),
             "negative": (0xFFFFFFFF, errno.EBADF),
         }
         ends = os.pipe()

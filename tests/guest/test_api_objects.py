@@ -138,7 +138,7 @@ def test_programs_that_an_array_is_declared_with_are_loaded_with_those_chosen(
 ) -> None:
     obj = bpf_load(compiled("slots"), programs=["enter"])
     assert set(obj.programs) == {"enter", "leave"}
-    assert obj.programs.enter.run("10.1.1.1:80").port == 0
+    assert obj.programs.enter.run("10.1.1.1:80").dst == "10.1.1.1:0"
 
 
 # -- globals

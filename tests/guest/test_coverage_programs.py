@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import bpfunit
-from bpfunit import Object, Program
+from bpfunit import Object, Program, faults
 from bpfunit._sys import bpf
 from bpfunit._sys.uapi import ProgType
 from bpfunit.coverage import CoverageRecorder, Mode
@@ -20,7 +20,7 @@ from bpfunit.objects.verifier import VerifierError
 from bpfunit.rewrite import Image, Patcher, ProgramCode, encode, insn
 from bpfunit.rewrite.valuemap import ValueMap
 
-from ..objects import compiled
+from ..objects import HOOK, compiled
 from .random_programs import random_program
 
 pytestmark = [pytest.mark.guest, pytest.mark.bpf_plain]
@@ -187,3 +187,17 @@ def test_random_programs_keep_their_meaning(mode: Mode) -> None:
 def test_verifier_errors_are_still_the_programs_own(bpf_load: Load) -> None:
     with CoverageRecorder().recording(), pytest.raises(bpfunit.VerifierError):
         bpf_load(compiled("rejected"))
+
+
+def test_a_load_that_fails_leaves_later_ones_their_probes(
+    bpf_load: Load, recorder: CoverageRecorder
+) -> None:
+    nowhere = faults.stub("bpf_map_lookup_elem", returns=0x1234)  # no pointer can be made up
+    with recorder.recording():
+        with pytest.raises(VerifierError):
+            bpf_load(HOOK, instrument=[nowhere])
+        assert recorder.refused == {}
+        bpf_load(HOOK)
+        programs = {model.program for model in recorder.models()}
+    assert programs >= {"cgroup_connect4_prog", "cgroup_connect6_prog"}
+    assert recorder.refused == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -157,6 +158,7 @@ def test_the_verifier_sees_the_stub(load: Load, stubs: ExitStack) -> None:
     stubs.callback(made_up.close)
     with pytest.raises(bpfunit.VerifierError):
         load(made_up)
+    assert connect(load()).path, "a load that came to nothing takes no path from later ones"
 
 
 def test_socket_memory_is_exhausted_for_real_and_given_back(load: Load) -> None:
@@ -235,3 +237,22 @@ def test_a_missing_target_is_put_back(load: Load) -> None:
 def test_a_parameter_that_does_not_exist_is_refused() -> None:
     with pytest.raises(faults.FaultError, match="no_such"), faults.sysctl("net.core.no_such", 1):
         pytest.fail("entered the block")
+
+
+def test_stubs_leave_no_descriptors_behind(bpf_object_path: Path) -> None:
+    """Each answer makes other programs of the object, whose paths are recorded as well."""
+
+    def descriptors() -> int:
+        gc.collect()
+        return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+    def stubbed(answer: int) -> None:
+        stub = faults.stub("bpf_get_prandom_u32", returns=answer)
+        with bpfunit.load(bpf_object_path, map_types=MAP_TYPES, instrument=[stub]) as obj:
+            assert connect(obj).verdict == "allow"
+
+    stubbed(0)  # what is opened once is open then
+    before = descriptors()
+    for answer in range(1, 5):
+        stubbed(answer)
+    assert descriptors() == before

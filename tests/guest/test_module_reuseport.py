@@ -436,7 +436,7 @@ def test_connections_that_cannot_migrate_are_refused() -> None:
         plain = stack.enter_context(Program(PASS))
         refused(plain, errno.EOPNOTSUPP, at, server.fileno())
         with unless_too_old(), Program(has_migrating(), MIGRATING) as program:
-            refused(program, errno.EBADF, at, 900)
+            refused(program, errno.EBADF, at, rawtcp.NOT_OPEN)
             refused(program, errno.ENOTCONN, at, members[1].fileno())
             refused(program, errno.EADDRNOTAVAIL, at, client.fileno())
             refused(program, errno.EPROTOTYPE, datagrams[0].fileno(), server.fileno())
