@@ -69,6 +69,7 @@ class BothEngine:
                 real = comparison.observe(get("live"))
             except NotApplicableError as reason:
                 return comparison.without_real_call(reason)
+            comparison.settle(real.outcome)
             try:
                 crafted = comparison.observe(get("testrun"))
             except SyscallError as error:
@@ -132,6 +133,11 @@ class _Comparison:
         self._note(seen, own=stand_in is None)
         events, lines = watch.said() if watch is not None else ({}, [])
         return Observed(outcome, seen, events, lines)
+
+    def settle(self, outcome: RawOutcome) -> None:
+        """Have all further runs get what the real call had where the request left it open."""
+        if outcome.settled is not None:
+            self._request = self._request._replace(data=outcome.settled)
 
     def _stand_in(self, engine: Engine) -> socket.socket | None:
         """Return a socket to run on in place of the request's own, which then stays as it is."""

@@ -70,13 +70,18 @@ class Request(NamedTuple):
 
 
 class RawOutcome(NamedTuple):
-    """What came back from one run, before anything is decoded."""
+    """What came back from one run, before anything is decoded.
+
+    ``settled`` is the request's data with what it had left to the real call, so that another engine
+    can be given the same; None where nothing was left open.
+    """
 
     retval: int
     ctx: bytes
     duration_ns: int | None  # None where the engine has no clock around the program alone
     data: bytes = b""
     errno: int = 0  # the error that the hook hands to its system call, 0 for none
+    settled: bytes | None = None
 
 
 class LiveCalls(Protocol):

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 from bpfunit._sys import bpf, sockets, sockmap, uapi
@@ -28,6 +27,7 @@ from bpfunit._sys.uapi import AttachType, Cmd, MapType
 from bpfunit.engines import NotApplicableError, ProgramRef, RawOutcome, Request
 from bpfunit.errors import NotFoundError, SyscallError
 from bpfunit.progtypes import watching
+from bpfunit.progtypes.watching import our_tcp_sockets
 from bpfunit.rewrite import insn as asm
 from bpfunit.values import kernelbtf
 
@@ -224,7 +224,7 @@ class SkMsgCalls:
             raise NotApplicableError(f"{refuse}: it sends bytes, no pages of somebody else's")
         spent, runs = 0, max(request.repeat, 1)
         with ExitStack() as stack:
-            ours = stack.enter_context(_ours())
+            ours = stack.enter_context(our_tcp_sockets())
             for _ in range(runs):
                 sighting, data = _Passage(self, refuse, target, request.sock, crafted, ours).made()
                 spent += sighting.stamp_out - sighting.stamp_in
@@ -369,25 +369,6 @@ class _Passage:
                 f"{self._refuse}: {len(got)} of {seen.size_out} bytes arrive within {_SECONDS} s"
             )
         return got
-
-
-@contextmanager
-def _ours() -> Iterator[list[socket.socket]]:
-    """Give duplicates of this process's TCP sockets."""
-    found: list[socket.socket] = []
-    with ExitStack() as stack:
-        for entry in Path("/proc/self/fd").iterdir():
-            try:
-                if not str(entry.readlink()).startswith("socket:"):
-                    continue
-                # a duplicate shares the flags: nothing here may set a time limit on it
-                one = socket.socket(fileno=os.dup(int(entry.name)))
-            except OSError:
-                continue  # closed meanwhile
-            stack.callback(one.close)
-            if one.family in (socket.AF_INET, socket.AF_INET6) and one.type == socket.SOCK_STREAM:
-                found.append(one)
-        yield found
 
 
 def _inode(sock: socket.socket) -> int:

@@ -2,7 +2,8 @@
 
 A program of ``sk_reuseport`` is attached to a group of sockets that are bound to one port, and
 chooses among them by the packet. One of ``sk_reuseport/migrate`` (5.14) also says which listener
-gets the connections of one that goes away.
+gets the connections of one that goes away. The engine ``live`` sends the packet, or closes a
+listener (:mod:`bpfunit.progtypes.sk_reuseport_live`).
 """
 
 from __future__ import annotations
@@ -16,11 +17,21 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, NamedTuple, cast
 
+from bpfunit._sys.cgroup import Cgroup
 from bpfunit._sys.sockets import reuseport_group
 from bpfunit._sys.uapi import AttachType, ProgType
 from bpfunit.objects.maps import Map
-from bpfunit.progtypes.base import ContextError, ProgramRef, RawOutcome, Request, register
+from bpfunit.progtypes.base import (
+    ContextError,
+    LiveCalls,
+    ProgramRef,
+    RawOutcome,
+    Request,
+    register,
+)
 from bpfunit.progtypes.headed import VERSION, HeadedType
+from bpfunit.progtypes.sk_reuseport_live import Crafted, ReuseportCalls, Seen
+from bpfunit.progtypes.sock_addr.arrange import checksum
 from bpfunit.progtypes.sockmap import cookie_of_inode
 from bpfunit.runs.bulk import BulkRun
 from bpfunit.runs.program import Program
@@ -29,10 +40,12 @@ from bpfunit.values.net import Endpoint, EndpointLike
 
 # struct bpfunit_sk_reuseport, bpfunit_sk_reuseport_result of vm/testrun/bpfunit_testrun.h
 _HEADER, _RESULT = struct.Struct("=8I"), struct.Struct("=iIQQ")
+_HASH_WORD = 5
 _MIGRATE = 1  # BPFUNIT_SK_REUSEPORT_MIGRATE
 _VERDICTS = ("drop", "hash", "select")  # enum bpfunit_sk_reuseport_verdict
 _MAX = 4096 - 60  # BPFUNIT_SK_REUSEPORT_MAX, less what goes in front
 _SYN = 2
+_ID = 1  # of an IPv4 packet; the kernel puts another number in the place of 0
 _HEADER_SIZE = {socket.IPPROTO_TCP: 20, socket.IPPROTO_UDP: 8}
 
 
@@ -140,7 +153,8 @@ class ReuseportProgram(Program):
                 none. Its port is the group's.
             sock: one of the group: a listener, or an unconnected UDP socket, with ``SO_REUSEPORT``.
                 By default that of a group of one made for the run, in none of the object's maps.
-            hash: of the packet's addresses and ports, as the program sees it.
+            hash: of the packet's addresses and ports, as the program sees it. On the engines
+                ``live`` and ``both`` 0 stands for the kernel's own, whatever that is.
             migrating: a connection of the listener that goes away (5.14, programs of
                 ``sk_reuseport/migrate``). An accepted one stands in for those that nobody has
                 accepted yet. There is no packet then.
@@ -154,6 +168,8 @@ class ReuseportProgram(Program):
                 EAFNOSUPPORT for one that is neither TCP nor UDP, EADDRNOTAVAIL for a packet to
                 somebody else, EOPNOTSUPP for ``migrating`` with a program that was not loaded for
                 it; 524 (ENOTSUPP) without the module.
+            NotApplicableError: no real packet shows this to the program: another hash than the
+                kernel's, say.
         """
         self.check_open()
         with ExitStack() as stack:
@@ -221,11 +237,15 @@ def _packet(
         above = ports + struct.pack("!HH", size, 0)
     if target.ip.version == 4:
         ends = [socket.inet_aton(one.host) for one in (source, target)]
-        ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + size, 0, 0, 64, protocol, 0, *ends)
+        ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + size, _ID, 0, 64, protocol, 0, *ends)
+        ip = ip[:10] + (checksum(ip) % 0xFFFF).to_bytes(2, "big") + ip[12:]
     else:
         ends = [socket.inet_pton(socket.AF_INET6, one.host) for one in (source, target)]
         ip = struct.pack("!IHBB16s16s", 6 << 28, size, protocol, 64, *ends)
-    return len(ip), ip + above + data
+    pseudo = b"".join(ends) + struct.pack("!II", size, protocol)
+    total = checksum(pseudo + above + data).to_bytes(2, "big")
+    at = 16 if tcp else 6
+    return len(ip), ip + above[:at] + total + above[at + 2 :] + data
 
 
 def _own_address(sock: socket.socket) -> tuple[str, int]:
@@ -262,6 +282,35 @@ class ReuseportType(HeadedType):
     }
     program_class = ReuseportProgram
     example = 'b"hello"'
+    live = True
+
+    def call_leaves_traces(self, attach_type: int) -> bool:
+        """Nobody gets the packet, and the connection that migrates is ours."""
+        return False
+
+    def make_live_calls(self, cgroup: Cgroup) -> LiveCalls:
+        """Return packets to a group of sockets that belong to this cgroup."""
+        return ReuseportCalls(cgroup, _crafted, _packed, _with_hash)
+
+
+def _crafted(data: bytes) -> Crafted:
+    """Read what a request is made of."""
+    _, flags, _, _, transport, told, migrating, _ = _HEADER.unpack_from(data)
+    migrates = flags & _MIGRATE
+    return Crafted(data[_HEADER.size :], transport, told, migrating if migrates else -1)
+
+
+def _packed(seen: Seen) -> bytes:
+    """Make an answer in the layout of the module's."""
+    error = -errno.ECONNREFUSED if seen.verdict == "drop" else 0
+    return _RESULT.pack(error, _VERDICTS.index(seen.verdict), seen.cookie, seen.inode)
+
+
+def _with_hash(data: bytes, told: int) -> bytes:
+    """Return a request's data with another hash."""
+    words = list(_HEADER.unpack_from(data))
+    words[_HASH_WORD] = told
+    return _HEADER.pack(*words) + data[_HEADER.size :]
 
 
 register(ReuseportType(ProgType.SK_REUSEPORT))

@@ -26,6 +26,7 @@ from bpfunit._sys.uapi import AttachType, Cmd, MapType, ProgType
 from bpfunit.engines import NotApplicableError, ProgramRef, RawOutcome, Request
 from bpfunit.errors import NotFoundError, SyscallError
 from bpfunit.progtypes import watching
+from bpfunit.progtypes.watching import Code
 from bpfunit.rewrite import insn as asm
 from bpfunit.values import kernelbtf
 
@@ -85,34 +86,7 @@ def _copied(to: int) -> list[asm.Insn]:
     return [one for pair in pairs for one in pair]
 
 
-class _Code:
-    """A program in the making; a test that fails leads to its end, with its result."""
-
-    def __init__(self) -> None:
-        self._body: list[asm.Insn] = []
-        self._jumps: list[int] = []
-
-    def add(self, *insns: asm.Insn) -> _Code:
-        self._body += insns
-        return self
-
-    def unless(self, op: int, dst: int, src: int | None, value: int = 0) -> _Code:
-        """Go on unless this comparison, with a register or a value, holds."""
-        self._jumps.append(len(self._body))
-        if src is None:
-            self._body.append(asm.branch_imm(op, dst, value, 0))
-        else:
-            self._body.append(asm.Insn(asm.JMP | op | asm.SRC_REG, dst, src, 0))
-        return self
-
-    def done(self, map_fd: int, result: int = 1) -> bytes:
-        head = [asm.mov_reg(6, 1), *asm.load_map_value(7, map_fd, 0)]
-        for at in self._jumps:
-            self._body[at] = self._body[at]._replace(off=len(self._body) - at - 1)
-        return asm.encode([*head, *self._body, asm.mov_imm(0, result), asm.exit_()])
-
-
-def _ours(code: _Code) -> _Code:
+def _ours(code: Code) -> Code:
     """Go on for the connection that is wanted alone."""
     for field, wanted in ((_LOCAL_PORT, _W_LOCAL), (_REMOTE_PORT, _W_REMOTE)):
         code.add(asm.load(4, 1, 6, field), asm.load(4, 2, 7, wanted)).unless(asm.JNE, 1, 2)
@@ -120,7 +94,7 @@ def _ours(code: _Code) -> _Code:
 
 
 def _dispatcher(map_fd: int, array_fd: int) -> bytes:
-    code = _ours(_Code().add(asm.load(4, 1, 7, _W_OP)).unless(asm.JEQ, 1, None))
+    code = _ours(Code().add(asm.load(4, 1, 7, _W_OP)).unless(asm.JEQ, 1, None))
     code.add(asm.load(4, 8, 6, _OP))
     # callbacks that are wanted are turned on as soon as the connection stands
     turned_on = [asm.mov_reg(1, 6), asm.load(4, 2, 7, _W_SETUP), asm.call(_SET_FLAGS)]
@@ -147,7 +121,7 @@ def _dispatcher(map_fd: int, array_fd: int) -> bytes:
 
 
 def _behind(map_fd: int) -> bytes:
-    code = _ours(_Code().add(asm.load(4, 1, 7, _SEEN)).unless(asm.JEQ, 1, None))
+    code = _ours(Code().add(asm.load(4, 1, 7, _SEEN)).unless(asm.JEQ, 1, None))
     code.add(asm.load(4, 1, 7, _BEHIND_SEEN)).unless(asm.JNE, 1, None)
     code.add(asm.call(_KTIME_GET_NS), asm.store(8, 7, _STAMP_BEHIND, 0), *_copied(_BEHIND))
     return code.add(asm.store_imm(4, 7, _BEHIND_SEEN, 1)).done(map_fd)
@@ -155,7 +129,7 @@ def _behind(map_fd: int) -> bytes:
 
 def _exit(map_fd: int) -> bytes:
     """Take the runner's return value, behind its three arguments."""
-    code = _Code().add(asm.load(4, 1, 7, _BEHIND_SEEN)).unless(asm.JEQ, 1, None)
+    code = Code().add(asm.load(4, 1, 7, _BEHIND_SEEN)).unless(asm.JEQ, 1, None)
     code.add(asm.load(4, 1, 7, _EXITS)).unless(asm.JNE, 1, None)
     code.add(asm.store_imm(4, 7, _EXITS, 1))
     code.add(asm.load(8, 1, 6, 24), asm.store(4, 7, _RETVAL, 1))

@@ -1,12 +1,18 @@
-"""Programs that watch others at work: fentry, fexit, on a program or a function of the kernel."""
+"""Programs that watch others at work: fentry, fexit, on a program or a function of the kernel.
+
+What more than one type's real calls need is here, too: programs in the making, and the sockets of
+this process.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from bpfunit._sys import bpf, uapi
 from bpfunit._sys.uapi import Cmd, ProgType
@@ -82,3 +88,51 @@ def attached(fd: int) -> Iterator[None]:
             os.close(made)
     finally:
         os.close(fd)
+
+
+class Code:
+    """A program in the making; a test that fails leads to its end, with its result."""
+
+    def __init__(self) -> None:
+        self._body: list[asm.Insn] = []
+        self._jumps: list[int] = []
+
+    def add(self, *insns: asm.Insn) -> Code:
+        """Append instructions."""
+        self._body += insns
+        return self
+
+    def unless(self, op: int, dst: int, src: int | None, value: int = 0) -> Code:
+        """Go on unless this comparison, with a register or a value, holds."""
+        self._jumps.append(len(self._body))
+        if src is None:
+            self._body.append(asm.branch_imm(op, dst, value, 0))
+        else:
+            self._body.append(asm.Insn(asm.JMP | op | asm.SRC_REG, dst, src, 0))
+        return self
+
+    def done(self, map_fd: int, result: int = 1) -> bytes:
+        """Return it encoded: r6 is the context, r7 the one value of an array map."""
+        head = [asm.mov_reg(6, 1), *asm.load_map_value(7, map_fd, 0)]
+        for at in self._jumps:
+            self._body[at] = self._body[at]._replace(off=len(self._body) - at - 1)
+        return asm.encode([*head, *self._body, asm.mov_imm(0, result), asm.exit_()])
+
+
+@contextmanager
+def our_tcp_sockets() -> Iterator[list[socket.socket]]:
+    """Give duplicates of this process's TCP sockets."""
+    found: list[socket.socket] = []
+    with ExitStack() as stack:
+        for entry in Path("/proc/self/fd").iterdir():
+            try:
+                if not str(entry.readlink()).startswith("socket:"):
+                    continue
+                # a duplicate shares the flags: nothing here may set a time limit on it
+                one = socket.socket(fileno=os.dup(int(entry.name)))
+            except OSError:
+                continue  # closed meanwhile
+            stack.callback(one.close)
+            if one.family in (socket.AF_INET, socket.AF_INET6) and one.type == socket.SOCK_STREAM:
+                found.append(one)
+        yield found

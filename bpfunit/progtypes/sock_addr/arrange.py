@@ -37,8 +37,9 @@ def disconnect(sock: socket.socket) -> None:
 # ---- a datagram from anywhere ----
 
 
-def _checksum(data: bytes) -> int:
-    """The Internet checksum (RFC 1071), for UDP never 0 (RFC 768)."""
+def checksum(data: bytes) -> int:
+    """Return the Internet checksum (RFC 1071) of bytes, for UDP never 0 (RFC 768)."""
+    data += bytes(len(data) % 2)
     total = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
@@ -51,8 +52,8 @@ def _udp_packet(protocol: int, source: bytes, sport: int, target: bytes, dport: 
     # UDP-Lite has the checksum's coverage where UDP has the length, 0 for all of it (RFC 3828)
     stated = length if protocol == socket.IPPROTO_UDP else 0
     pseudo = source + target + struct.pack("!II", length, protocol)
-    checksum = _checksum(pseudo + struct.pack("!HHHH", sport, dport, stated, 0) + payload)
-    udp = struct.pack("!HHHH", sport, dport, stated, checksum) + payload
+    total = checksum(pseudo + struct.pack("!HHHH", sport, dport, stated, 0) + payload)
+    udp = struct.pack("!HHHH", sport, dport, stated, total) + payload
     if len(source) == 4:
         # the kernel fills in total length, id and header checksum (raw(7), IP_HDRINCL)
         header = struct.pack("!BBHHHBBH", 0x45, 0, 0, 0, 0, 64, protocol, 0)
@@ -61,7 +62,8 @@ def _udp_packet(protocol: int, source: bytes, sport: int, target: bytes, dport: 
     return header + source + target + udp
 
 
-def _raw_socket(family: int) -> socket.socket:
+def raw_socket(family: int) -> socket.socket:
+    """Return a socket that sends packets from their IP header on."""
     raw = socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW)
     if family == socket.AF_INET6:
         raw.setsockopt(socket.IPPROTO_IPV6, _IPV6_HDRINCL, 1)
@@ -97,7 +99,7 @@ def queue_datagram(crafted: Crafted, sock: socket.socket) -> None:
     packet = _udp_packet(protocol, source, crafted.port, target, port)
     family = socket.AF_INET if len(source) == 4 else socket.AF_INET6
     host = socket.inet_ntop(family, target)
-    with netns.of_socket(sock), _raw_socket(family) as raw:
+    with netns.of_socket(sock), raw_socket(family) as raw:
         try:
             raw.sendto(packet, (host, 0))
         except OSError as error:
