@@ -13,7 +13,9 @@ import pytest
 from bpfunit._sys.uapi import AttachType
 from bpfunit.errors import SyscallError
 
-from . import rawrun
+from . import rawrun, rawtcp
+from . import test_module_reuseport as reuseport
+from . import test_module_sock as sock_type
 from .rawrun import BpfSockAddr, RawProgram
 
 pytestmark = pytest.mark.guest
@@ -80,6 +82,31 @@ def test_callers_socket_is_gone_when_the_caller_closes_it() -> None:
                 context = BpfSockAddr(user_family=socket.AF_INET, sk=sock.fileno())
                 program.run(context)
         assert settled(sockets, before) == before
+
+
+def test_runs_on_sockets_and_groups_hold_nothing_of_them() -> None:
+    """cgroup_sock and sk_reuseport: what ran, what was refused, and wrong descriptors."""
+    with (
+        rawtcp.no_tcp_connections() as wrong,
+        sock_type.load(rawrun.ALLOW, sock_type.RELEASE) as of_socket,
+        reuseport.Program(reuseport.PASS) as of_group,
+    ):
+        before = sockets(), open_descriptors(), rawrun.loaded_programs()
+        for _ in range(RUNS // 10):
+            with reuseport.group() as members, socket.socket() as sock:
+                end = reuseport.where(members[0])
+                packet = reuseport.packet(("10.0.0.9", 5), end)
+                elsewhere = reuseport.packet(("10.0.0.9", 5), (end[0], end[1] ^ 1))
+                assert of_group.ask(members[0], packet).verdict == reuseport.HASH
+                for body, fd in ((elsewhere, members[0].fileno()), (packet, sock.fileno())):
+                    with pytest.raises(SyscallError):
+                        of_group.request(data=reuseport.request(body, sock=fd), ctx_room=0)
+                of_socket.request(data=rawtcp.head(sock.fileno()), ctx_room=0, data_room=64)
+                for fd, _ in wrong.values():
+                    with pytest.raises(SyscallError):
+                        of_group.request(data=reuseport.request(packet, sock=fd), ctx_room=0)
+        assert settled(sockets, before[0]) == before[0]
+        assert (open_descriptors(), rawrun.loaded_programs()) == before[1:]
 
 
 def test_runs_open_no_descriptors() -> None:
