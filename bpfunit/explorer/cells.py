@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from bpfunit.explorer.case import Case
-from bpfunit.explorer.facts import ARRAY, FIXED, KEY, RESULT, SECTION, Facts
+from bpfunit.explorer.facts import ANSWERED, ARRAY, FIXED, KEY, RESULT, SECTION, Facts
 from bpfunit.explorer.wire import Input
 
 
@@ -53,8 +53,9 @@ class Cells:
         asked = set()
         for passed, _, _, key in case.records:
             site = self._sites[passed]
-            if site.kind == RESULT and site.slot >= 0 and self._facts.stubs[site.slot].always:
-                asked.add(site.slot)
+            if site.kind == RESULT and site.slot >= 0:
+                if site.helper in ANSWERED or self._facts.stubs[site.slot].always:
+                    asked.add(site.slot)
             elif site.kind == KEY and site.map >= 0 and self._facts.maps[site.map].kind == ARRAY:
                 one = self._facts.maps[site.map]
                 if (site.map, key) not in present and len(key) == one.key_size:

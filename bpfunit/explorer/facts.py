@@ -256,6 +256,10 @@ def answers_pointer(helper: int) -> bool:
     return helper in _NULLABLE
 
 
+# Helpers whose answer may be chosen although they do more than answer: what they do is seen by no
+# program but one that asks for it. setsockopt, bind.
+ANSWERED = frozenset((49, 64))
+
 # Helpers that take a map in r1 and a key's address in r2, and how many arguments they have.
 KEYED = {1: 2, 2: 4, 3: 2, 195: 3}
 LOOKUPS, UPDATE, DELETES = (1, 195), 2, 3

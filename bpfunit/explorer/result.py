@@ -16,6 +16,7 @@ REACHED, DEAD, MISSED = "reached", "dead", "not reached"
 _SHOWN = 4  # pairs of operands
 _ALIKE = 3  # edges of one reason that are listed below it
 _POINTERS = 0xFFFF_0000_0000_0000
+_ERRNOS = (1 << 64) - 4096  # no address, but -1 and its like: MAX_ERRNO of include/linux/err.h
 # Jumps by which a packet's end is told, and whether they are taken where a place is behind it when
 # the place stands on the left.
 _ORDER = {0x20: True, 0x30: True, 0xA0: False, 0xB0: False}
@@ -209,4 +210,6 @@ def _shown(a: int, b: int) -> str:
 
 
 def _number(value: int) -> str:
+    if value > _ERRNOS:
+        return str(value - (1 << 64))
     return "an address" if value >= _POINTERS else hex(value) if value > 9 else str(value)

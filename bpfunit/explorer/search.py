@@ -28,6 +28,7 @@ from bpfunit.explorer.case import (
 )
 from bpfunit.explorer.cells import Cells
 from bpfunit.explorer.facts import (
+    ANSWERED,
     BRANCH,
     DELETE,
     GROUP,
@@ -238,7 +239,7 @@ class Search:
         """Yield the input with one of its lookups, calls or entries the other way."""
         given = case.given
         present = {(number, key) for number, key, _ in given.entries}
-        for index, (number, _a, _b, key) in enumerate(case.records):
+        for index, (number, a, _b, key) in enumerate(case.records):
             site = self._sites[number]
             if site.kind == KEY and site.map >= 0:
                 absent = site.helper == UPDATE and (site.map, key) not in present
@@ -248,6 +249,8 @@ class Search:
                 stub = self.facts.stubs[site.slot]
                 if not stub.always and site.slot not in dict(given.stubs):
                     yield given.with_stub(site.slot, stub.value)
+                    if site.helper in ANSWERED and a:
+                        yield given.with_stub(site.slot, 0)
             elif site.kind == TAIL and site.map >= 0:
                 slot = (case.records[index][1] & 0xFFFFFFFF).to_bytes(4, self.facts.order)
                 yield given.with_entry(site.map, slot, bytes(4))

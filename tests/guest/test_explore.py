@@ -62,6 +62,7 @@ def test_an_edge_that_no_input_takes_is_told_with_what_was_compared() -> None:
     [
         # an array has its first element on every kernel
         ("values", ["if (!rule || !setting)"]),
+        ("options", []),
         ("twice", []),
         # kernels run XDP on whole Ethernet headers (5.10 on less)
         ("parser", ["if ((void *)(eth + 1) > end)"]),

@@ -141,3 +141,18 @@ int redirected(struct xdp_md *ctx)
 {
 	return ctx->ingress_ifindex == 3 ? XDP_DROP : XDP_PASS;
 }
+
+/* Options that this kernel refuses: a device that is not there. */
+SEC("cgroup/connect4")
+int options(struct bpf_sock_addr *ctx)
+{
+	char missing[16] = "nowhere0", none[16] = "";
+
+	if (bpf_setsockopt(ctx, 1 /* SOL_SOCKET */, 25 /* SO_BINDTODEVICE */, missing, 16))
+		return 0;
+	if (bpf_setsockopt(ctx, 1, 25, missing, 16) != -19 /* ENODEV */)
+		return 0;
+	if (bpf_setsockopt(ctx, 1, 25, none, 16) == -1 /* EPERM */)
+		ctx->user_port = 0;
+	return 1;
+}
