@@ -135,6 +135,7 @@ class Probes(ctypes.Structure):
         ("size", _u32),
         ("width", _u32),
         ("was_hit", _u32),
+        ("number", _u32),
     ]
 
 

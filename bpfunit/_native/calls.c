@@ -43,6 +43,7 @@ struct probes {
 	uint32_t size; /* of the memory, in bytes */
 	uint32_t width; /* of one probe in the memory: 1 or 8 bytes */
 	uint32_t was_hit; /* by the last look at it */
+	uint32_t number; /* by which an answer names the program */
 };
 
 struct probed {
@@ -202,7 +203,7 @@ static void copy_probes(struct probed *probed, uint8_t *out)
 
 		if (!one->was_hit)
 			continue;
-		memcpy(out, &n, 4);
+		memcpy(out, &one->number, 4);
 		memcpy(out + 4, &one->size, 4);
 		memcpy(out + 8, one->memory, one->size);
 		out += 8 + (size_t)one->size;

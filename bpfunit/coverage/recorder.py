@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import struct
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,7 +33,9 @@ class _Instrumented:
     model: Model
     map: ValueMap
     template: Template
+    number: int
     earlier: Any = field(init=False)  # an array of 64-bit numbers, which C adds to
+    loads: int = 0  # that go on
 
     def __post_init__(self) -> None:
         self.earlier = (ctypes.c_uint64 * max(self.map.size // self.model.mode.width, 1))()
@@ -92,7 +94,8 @@ class CoverageRecorder:
         self._unfit: dict[Hashable, str] = {}  # programs that were tried, with the reason
         self._without: dict[str, str] = {}  # those of the load that goes on, by name
         self._programs: dict[str, _Instrumented] = {}
-        self._in_order: list[_Instrumented] = []  # as C numbers them
+        self._in_order: list[_Instrumented] = []  # by their numbers
+        self._current: list[_Instrumented] = []  # of the load that goes on
         self._rows: Any = None
         self._probed = _native.Probed()
 
@@ -113,7 +116,7 @@ class CoverageRecorder:
                 return
             self._programs[known.model.key] = known
             self._in_order.append(known)
-            self._show_to_c()
+        self._current.append(known)
         program.accept(known.template.for_load(program.image.insns, known.map.wake()))
 
     def _known(self, program: ProgramCode) -> _Instrumented | None:
@@ -142,6 +145,25 @@ class CoverageRecorder:
     def not_loaded(self) -> None:
         """Forget what was refused with probes: the kernel refuses the program without them, too."""
         self._without.clear()
+        self._current.clear()
+
+    def hold(self) -> Callable[[], None]:
+        """Count the programs that were loaded last as running until what is returned is called.
+
+        Each run looks at the probes of all that may run: in a long suite that is little of what was
+        ever loaded.
+        """
+        held = list(self._current)
+        self._current.clear()
+        self._add_loads(held, 1)
+        return lambda: self._add_loads(held, -1)
+
+    def _add_loads(self, held: Sequence[_Instrumented], more: int) -> None:
+        for known in held:
+            known.loads += more
+            if not known.loads and not known.map.closed:
+                known.set_aside()
+        self._show_to_c()
 
     def _instrument(self, program: ProgramCode) -> _Instrumented:
         flow = program.flow()
@@ -172,7 +194,10 @@ class CoverageRecorder:
             sizes=(len(program.insns), len(patched.insns)),
             **describe(program, flow),
         )
-        return _Instrumented(model, probes_map, template)
+        return _Instrumented(model, probes_map, template, len(self._in_order))
+
+    def _running(self) -> list[_Instrumented]:
+        return [one for one in self._in_order if one.loads and not one.map.closed]
 
     def _show_to_c(self) -> None:
         rows = [
@@ -182,8 +207,9 @@ class CoverageRecorder:
                 one.map.size,
                 one.model.mode.width,
                 0,
+                one.number,
             )
-            for one in self._in_order
+            for one in self._running()
         ]
         self._rows = (_native.Probes * len(rows))(*rows)
         self._probed.count, self._probed.programs = len(rows), ctypes.addressof(self._rows)
@@ -206,12 +232,12 @@ class CoverageRecorder:
 
     def run_starts(self) -> None:
         """Set aside what was counted, so that the next reading is of one run alone."""
-        for program in self._programs.values():
+        for program in self._running():
             program.set_aside()
 
     def run_ended(self) -> Path:
         """Return the source lines of the branches that programs took since `run_starts`."""
-        ran = [program for program in self._programs.values() if program.was_hit()]
+        ran = [program for program in self._running() if program.was_hit()]
         return Path([(program.model, program.counts()) for program in ran])
 
     def memory(self) -> int:

@@ -25,7 +25,7 @@ from bpfunit.objects.verifier import load_failure, open_failure
 from bpfunit.progtypes.base import instrumentable_sections
 from bpfunit.rewrite import ambient, callback
 from bpfunit.rewrite import insn as asm
-from bpfunit.rewrite.code import Instrumentation
+from bpfunit.rewrite.code import HearsOfEnds, Instrumentation
 from bpfunit.runs.observation import Observation
 from bpfunit.runs.program import Program
 from bpfunit.tailcalls.tailcalls import CallTracer, ProgArray
@@ -185,6 +185,9 @@ class Object:
                 if passes:
                     with callback.instrumented(self._handle, passes):
                         lib.bpf_object__load(self._handle)
+                    for step in passes:
+                        if isinstance(step, HearsOfEnds):
+                            self._resources.callback(step.hold())
                 else:
                     lib.bpf_object__load(self._handle)
             except SyscallError as error:

@@ -165,6 +165,14 @@ class Instrumentation(Protocol):
 
 
 @runtime_checkable
+class HearsOfEnds(Protocol):
+    """A pass that wants to know when an object is closed whose programs it has changed."""
+
+    def hold(self) -> Callable[[], None]:
+        """Return what is to be called at the end of the object that was loaded last."""
+
+
+@runtime_checkable
 class HearsOfFailures(Protocol):
     """A pass that wants to know of loads that came to nothing as well."""
 

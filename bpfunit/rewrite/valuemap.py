@@ -43,6 +43,11 @@ class ValueMap:
         self._close_fd = weakref.finalize(self, os.close, fd)
         self._close_fd.atexit = False
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called: the memory is gone."""
+        return not self._unmap.alive
+
     def rest(self) -> None:
         """Release the descriptor until `wake`; the mapping keeps the map."""
         if self.fd >= 0:

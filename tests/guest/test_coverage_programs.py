@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 import bpfunit
-from bpfunit import Object, Program, faults
+from bpfunit import Object, Program, _native, faults
 from bpfunit._sys import bpf
 from bpfunit._sys.uapi import ProgType
 from bpfunit.coverage import CoverageRecorder, Mode
@@ -201,3 +202,29 @@ def test_a_load_that_fails_leaves_later_ones_their_probes(
         programs = {model.program for model in recorder.models()}
     assert programs >= {"cgroup_connect4_prog", "cgroup_connect6_prog"}
     assert recorder.refused == {}
+
+
+def test_a_run_looks_at_the_probes_of_objects_that_are_open(recorder: CoverageRecorder) -> None:
+    """What was loaded before would cost each run of a long suite more."""
+
+    def looked_at() -> int:
+        return int(_native.Probed.from_address(recorder.memory()).count)
+
+    def run_of(obj: Object) -> Any:
+        return obj.programs.longest_run.run(data=bytes(300))
+
+    with recorder.recording():
+        first = bpfunit.load(compiled("cover"), programs=["longest_run", "classify"])
+        assert looked_at() == 2
+        second = bpfunit.load(compiled("cover"), programs=["mark", "longest_run"])
+        assert looked_at() == 3
+        assert "longest_run" in {step.program for step in run_of(first).path}
+        first.close()
+        assert looked_at() == 2
+        assert "longest_run" in {step.program for step in run_of(second).path}
+        second.programs.mark.run(data=bytes(300))
+        second.close()
+        assert looked_at() == 0
+    hit = {key for key, counts in recorder.take().items() if counts}
+    ran = {model.program for model in recorder.models() if model.key in hit}
+    assert ran == {"mark", "longest_run"}, "what ran counts, though its object is closed"
