@@ -1,9 +1,10 @@
 """Time from the command to the first test, against a bare ``vng --run KERNEL --exec true``.
 
-    python bench/startup.py [--kernel 6.12] [--rounds 5]
+    python bench/startup.py [--kernel 6.12] [--rounds 5] [--against COMMIT]
 
-Both run by turns, so that what else the machine does hits both. Before the first round each runs
-once to warm the caches. The first test's start is taken on the host, when its report of having
+Both run by turns, so that what else the machine does hits both. With ``--against`` the other one is
+bpfunit as it was at a commit, from a checkout of its own. Before the first round each runs once to
+warm the caches. The first test's start is taken on the host, when its report of having
 started arrives. Beside wall time stands processor time of all processes, which a busy machine
 stretches less.
 """
@@ -11,6 +12,8 @@ stretches less.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import os
 import resource
 import shutil
@@ -19,11 +22,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from bpfunit.guest.accel import probe_kvm
 from bpfunit.kernels import resolve
 
+HERE = Path(__file__).resolve().parent.parent
 FIRST_TEST = """
 import pytest
 
@@ -72,10 +77,16 @@ def check_vng(image: Path, directory: Path) -> None:
         raise RunFailedError("vng did not run its command; run it by hand to see why")
 
 
-def first_test(kernel: str, directory: Path) -> float:
-    """Return the seconds from the command to the first test's start."""
+def first_test(kernel: str, directory: Path, tree: Path = HERE) -> float:
+    """Return the seconds from the command to the first test's start.
+
+    Args:
+        kernel: of the guest.
+        directory: of the test.
+        tree: where bpfunit is.
+    """
     command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--kernel", kernel]
-    environment = dict(os.environ, PYTHONUNBUFFERED="1")
+    environment = dict(os.environ, PYTHONUNBUFFERED="1", PYTHONPATH=str(tree))
     started = time.monotonic()
     seconds = 0.0
     with subprocess.Popen(
@@ -97,34 +108,62 @@ def first_test(kernel: str, directory: Path) -> float:
     return seconds
 
 
+@contextlib.contextmanager
+def checkout(commit: str) -> Iterator[Path]:
+    """Have the tree of a commit in a directory of its own."""
+    with tempfile.TemporaryDirectory() as name:
+        tree = Path(name) / "tree"
+        git = ["git", "-C", str(HERE), "worktree"]
+        subprocess.run([*git, "add", "--quiet", "--detach", str(tree), commit], check=True)
+        try:
+            yield tree
+        finally:
+            subprocess.run([*git, "remove", "--force", str(tree)], check=True)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kernel", default="6.12")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--against", metavar="COMMIT", help="instead of vng")
     options = parser.parse_args()
     image = resolve(options.kernel).image
-    measured: dict[str, list[tuple[float, float]]] = {"bare vng": [], "first test": []}
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         (directory / "test_startup.py").write_text(FIRST_TEST)
         (directory / "pytest.ini").write_text("[pytest]\n")
-        check_vng(image, directory)
+        if options.against:
+            tree = stack.enter_context(checkout(options.against))
+            other, wanted = options.against, 0.5
+            compared = functools.partial(first_test, options.kernel, directory, tree)
+        else:
+            check_vng(image, directory)
+            other, wanted = "bare vng", 1.0
+            compared = functools.partial(vng, image)
+        runs = {
+            other: compared,
+            "first test": functools.partial(first_test, options.kernel, directory),
+        }
+        measured: dict[str, list[tuple[float, float]]] = {what: [] for what in runs}
         for number in range(options.rounds + 1):
-            for what, run in (
-                ("bare vng", lambda: vng(image)),
-                ("first test", lambda: first_test(options.kernel, directory)),
-            ):
+            for what, run in runs.items():
                 before = processor_seconds()
                 wall = run()
                 used = processor_seconds() - before
                 if number:  # the first is for the caches
                     measured[what].append((wall, used))
                     print(f"{number}: {what:10}  {wall:6.2f} s  (processor {used:6.2f} s)")
-    medians = {what: statistics.median(wall for wall, _ in all_) for what, all_ in measured.items()}
-    for what, seconds in medians.items():
-        print(f"median: {what:10}  {seconds:6.2f} s")
-    print(f"ratio: {medians['first test'] / medians['bare vng']:.2f} (at most 1.0 is wanted)")
+    medians = [
+        {what: statistics.median(pair[index] for pair in all_) for what, all_ in measured.items()}
+        for index in (0, 1)
+    ]
+    for what in measured:
+        print(
+            f"median: {what:10}  {medians[0][what]:6.2f} s  (processor {medians[1][what]:6.2f} s)"
+        )
+    ratios = [of["first test"] / of[other] for of in medians]
+    print(f"ratio: {ratios[0]:.2f} (at most {wanted} is wanted), of processor time {ratios[1]:.2f}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import os
 import shlex
 import shutil
 import site
+import struct
 import subprocess
 import sys
 import tempfile
@@ -40,12 +41,14 @@ from bpfunit.guest.image import write_whole
 if TYPE_CHECKING:
     from bpfunit.kernels.kernel import Foreign
 
-_FORMAT = 3  # of what a slot holds; count up when it changes in a way the key does not show
+_FORMAT = 4  # of what a slot holds; count up when it changes in a way the key does not show
 _TREE = "warm"  # below this directory of the initramfs lies what the warm Python reads
 # Snapshots are removed when another is made: those not used for so long, and the oldest above so
 # many, but none that was used within the hour.
 _KEPT_DAYS, _KEPT, _HOUR = 14, 16, 3600
 _WARM = str(Path(__file__).resolve().with_name("warm.py"))
+
+_PT_LOAD = 1  # include/uapi/linux/elf.h
 
 # Variables that an interpreter reads before any of our code runs; beside HOME, for a user's own
 # packages.
@@ -57,7 +60,8 @@ class Snapshot:
     """Where a guest's snapshot is, or will be.
 
     Attributes:
-        slot: its directory: ``ram``, ``state``, ``console``, ``initramfs``, ``meta.json``.
+        slot: its directory: ``ram``, ``state``, ``console``, ``meta.json``; before that
+            ``initramfs``.
         ready: whether it can be restored; otherwise the first supervisor makes it.
         failed: why a try within the last hour to make or use it failed; "" if none did.
         path: ``sys.path`` of a fresh interpreter.
@@ -107,10 +111,13 @@ def find(
                 fcntl.flock(lock, fcntl.LOCK_EX)  # no supervisor is just reading or making it
                 for old in ("state", "ram", "failed", "meta.json"):
                     (slot / old).unlink(missing_ok=True)
+            (slot / "initramfs").unlink(missing_ok=True)
             meta = {"mark": mark, **_list_files(early, other.root if other else None)}
-            _write_initramfs(slot / "initramfs", initramfs, meta, early)
             write_whole(slot / "meta.json", json.dumps(meta).encode())
             _remove_unused(slot)
+        # Whoever makes the snapshot removes the initramfs after it, and it alone needs one.
+        if not (slot / "state").exists() and not (slot / "initramfs").exists():
+            _write_initramfs(slot / "initramfs", initramfs, meta, early)
     os.utime(slot)
     return Snapshot(slot, (slot / "state").exists(), _failed(slot), meta["path"])
 
@@ -283,11 +290,27 @@ class _Tree:
     def _file(self, name: bytes, content: bytes, mode: int, mtime: int) -> None:
         # Python compares the time with the one in its bytecode.
         meta = FileMetaData(mtime=mtime)
-        self._cpio.write_object(name, content, CpioWriter.TYPE_REG | mode, meta)
+        self._cpio.write_object(name, _loaded(content), CpioWriter.TYPE_REG | mode, meta)
 
     def close(self) -> None:
         """End the archive."""
         self._cpio.write_trailer()
+
+
+def _loaded(content: bytes) -> bytes:
+    """Return what a process maps of a file: of a library, all but what debuggers read of it."""
+    if content[:6] != b"\x7fELF\x02\x01":
+        return content
+    (table,) = struct.unpack_from("<Q", content, 32)
+    entry_size, entries = struct.unpack_from("<HH", content, 54)
+    ends = [table + entry_size * entries]
+    for at in range(table, ends[0], entry_size):
+        segment_type, _flags, offset, _virtual, _physical, size = struct.unpack_from(
+            "<IIQQQQ", content, at
+        )
+        if segment_type == _PT_LOAD:
+            ends.append(offset + size)
+    return content[: max(ends)]
 
 
 def _name(path: Path) -> bytes:
@@ -313,14 +336,18 @@ def command_lines(argv: list[str], slot: Path, memory: int, append: str) -> dict
         memory: MiB.
         append: the kernel's command line, which must not name a run.
     """
-    made = list(argv)
-    machine = made.index("-machine") + 1
-    made[machine] += ",memory-backend=ram"
+    restored = list(argv)
+    restored[restored.index("-machine") + 1] += ",memory-backend=ram"
+    made = list(restored)
     made[made.index("-initrd") + 1] = str(slot / "initramfs")
     made[made.index("-append") + 1] = f"bpfunit.snapshot {append}"
+    # What is booted lies in the memory of the guest, and takes as much of QEMU's once more.
+    for option in ("-initrd", "-append", "-kernel"):
+        at = restored.index(option)
+        del restored[at : at + 2]
     ram = f"memory-backend-file,id=ram,size={memory}M,mem-path="
     return {
         # Shared memory stays behind in the file; QEMU then saves the devices' state alone.
-        "make": [*made, "-object", f"{ram}{slot}/ram.new,share=on"],
-        "restore": [*made, "-object", f"{ram}{slot}/ram,share=off", "-incoming", "defer"],
+        "make": [*made, "-object", f"{ram}{slot}/ram.all,share=on"],
+        "restore": [*restored, "-object", f"{ram}{slot}/ram,share=off", "-incoming", "defer"],
     }

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .qemu import Qemu
 
 _CHUNK = 1 << 18
+_PAGE = 4096
 _CLOCK_TRIES, _CLOCK_TOLERANCE = 5, 0.1
 
 
@@ -101,12 +102,23 @@ class Snapshots:
         Raises:
             SnapshotError: it does not get so far.
         """
-        for name in ("ram.new", "state.new", "console.new"):
+        self._remove_unfinished()
+        try:
+            self._save(argv)
+        finally:
+            self._qemu.end()
+            self._remove_unfinished()
+        if (self._slot / "state").exists():
+            (self._slot / "initramfs").unlink(missing_ok=True)  # the only one to need it is done
+
+    def _remove_unfinished(self) -> None:
+        for name in ("ram.all", "ram.new", "state.new", "console.new"):
             (self._slot / name).unlink(missing_ok=True)
+
+    def _save(self, argv: list[str]) -> None:
         self._qemu.launch(argv, self._slot / "console.new")
         self._wait_until_warm(self._slot / "console.new")
         if self._ended():
-            self._qemu.end()
             return
         self._qemu.ask("stop")
         self._ignore_shared_memory()
@@ -117,6 +129,7 @@ class Snapshots:
             time.sleep(0.02)
         self._qemu.end()
         self._reports = b""
+        _copy_what_is_used(self._slot / "ram.all", self._slot / "ram.new")
         for name in ("ram", "console", "state"):  # the last one makes it valid
             (self._slot / f"{name}.new").replace(self._slot / name)
 
@@ -175,3 +188,23 @@ class Snapshots:
     def _ignore_shared_memory(self) -> None:
         capability = {"capability": "x-ignore-shared", "state": True}
         self._qemu.ask("migrate-set-capabilities", capabilities=[capability])
+
+
+def _copy_what_is_used(source: Path, target: Path) -> None:
+    """Copy a guest's memory, with holes for pages that hold nothing, which then take no room.
+
+    Those are zeroes, or what Linux on x86 leaves where an initramfs was (``POISON_FREE_INITMEM`` of
+    include/linux/poison.h), and in room for code that has none yet. Neither is ever read.
+    """
+    nothing, zeroes, freed = bytes(_CHUNK), bytes(_PAGE), b"\xcc" * _PAGE
+    with source.open("rb", buffering=0) as old, target.open("wb", buffering=0) as new:
+        size = os.fstat(old.fileno()).st_size
+        new.truncate(size)
+        for at in range(0, size, _CHUNK):
+            data = os.pread(old.fileno(), _CHUNK, at)
+            if data == nothing:
+                continue
+            for start in range(0, len(data), _PAGE):
+                page = data[start : start + _PAGE]
+                if page not in (zeroes, freed):
+                    os.pwrite(new.fileno(), page, at + start)
