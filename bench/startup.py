@@ -153,7 +153,9 @@ def main() -> None:
                 used = processor_seconds() - before
                 if number:  # the first is for the caches
                     measured[what].append((wall, used))
-                    print(f"{number}: {what:10}  {wall:6.2f} s  (processor {used:6.2f} s)")
+                    print(
+                        f"{number}: {what:10}  {wall:6.2f} s  (processor {used:6.2f} s)", flush=True
+                    )
     medians = [
         {what: statistics.median(pair[index] for pair in all_) for what, all_ in measured.items()}
         for index in (0, 1)

@@ -14,6 +14,7 @@ that Python read (by size and time of change).
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -173,10 +174,19 @@ def _list_files(early: dict[str, str], root: Path | None) -> dict[str, Any]:
 
     Those of a root come with the places that they have in the guest.
     """
+    names, path = _imported(tuple(early.items()))
+    places = foreign.warm_files(names, root) if root else {}
+    files = {name: _stamp(name) for name in places or names}
+    return {"files": files, "places": places, "path": path}
+
+
+@functools.lru_cache(maxsize=8)  # the kernels of one run differ in none of it
+def _imported(early: tuple[tuple[str, str], ...]) -> tuple[list[str], list[str]]:
+    """Return the files that an interpreter reads with some variables, and its ``sys.path``."""
     done = subprocess.run(
         [sys.executable, "-u", _WARM, "list"],
         cwd="/",
-        env=early,
+        env=dict(early),
         capture_output=True,
         text=True,
         check=False,
@@ -184,9 +194,7 @@ def _list_files(early: dict[str, str], root: Path | None) -> dict[str, Any]:
     if done.returncode != 0:
         raise GuestError(f"list what a worker imports: {done.stderr.strip()[-2000:]}")
     found = json.loads(done.stdout.splitlines()[-1])
-    places = foreign.warm_files(found["files"], root) if root else {}
-    files = {path: _stamp(path) for path in places or found["files"]}
-    return {"files": files, "places": places, "path": found["path"]}
+    return found["files"], found["path"]
 
 
 def _write_initramfs(path: Path, base: Path, meta: dict[str, Any], early: dict[str, str]) -> None:
@@ -220,7 +228,7 @@ class _Tree:
     def __init__(self, cpio: CpioWriter) -> None:
         self._cpio = cpio
         self._done: set[Path] = set()
-        self._libraries: dict[Path, list[Path]] = {}
+        self._libraries: dict[Path, dict[Path, list[Path]]] = {}
         self.directory(Path("/"))
         for link in Path("/").iterdir():  # /lib64 and so on: the loader's own paths
             if link.is_symlink():
@@ -230,9 +238,8 @@ class _Tree:
         """Add a file, the directories and links on the way, and a library's other names."""
         self._walk(path)
         if ".so." in path.name:
-            for link in self._links(path.parent):
-                if link.resolve() == path:
-                    self._walk(link)
+            for link in self._links(path.parent).get(path, []):
+                self._walk(link)
 
     def copy(self, source: Path, place: Path) -> None:
         """Add a file with the place of another one of the host, whose directories and links count.
@@ -252,9 +259,13 @@ class _Tree:
             mode, mtime = stat.st_mode & 0o777, int(stat.st_mtime)
             self._file(_name(place), source.read_bytes(), mode, mtime)
 
-    def _links(self, directory: Path) -> list[Path]:
+    def _links(self, directory: Path) -> dict[Path, list[Path]]:
+        """Return the links to libraries in a directory, by what they lead to."""
         if directory not in self._libraries:
-            self._libraries[directory] = [p for p in directory.glob("*.so*") if p.is_symlink()]
+            found = self._libraries[directory] = {}
+            for path in directory.glob("*.so*"):
+                if path.is_symlink():
+                    found.setdefault(path.resolve(), []).append(path)
         return self._libraries[directory]
 
     def directory(self, path: Path) -> None:
@@ -290,15 +301,19 @@ class _Tree:
     def _file(self, name: bytes, content: bytes, mode: int, mtime: int) -> None:
         # Python compares the time with the one in its bytecode.
         meta = FileMetaData(mtime=mtime)
-        self._cpio.write_object(name, _loaded(content), CpioWriter.TYPE_REG | mode, meta)
+        self._cpio.write_object(name, loaded(content), CpioWriter.TYPE_REG | mode, meta)
 
     def close(self) -> None:
         """End the archive."""
         self._cpio.write_trailer()
 
 
-def _loaded(content: bytes) -> bytes:
-    """Return what a process maps of a file: of a library, all but what debuggers read of it."""
+def loaded(content: bytes) -> bytes:
+    """Return what a process maps of a file: of a library, all but what debuggers read of it.
+
+    Args:
+        content: of any file; those that are no little-endian 64-bit ELF stay whole.
+    """
     if content[:6] != b"\x7fELF\x02\x01":
         return content
     (table,) = struct.unpack_from("<Q", content, 32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from bpfunit.guest import snapshot, tsc, warm
+from bpfunit.guest.supervisor.snapshots import _copy_what_is_used
 
 pytestmark = pytest.mark.host
 
@@ -67,6 +69,37 @@ def test_a_changed_module_makes_it_stale(initramfs: Path, tmp_path: Path) -> Non
     plugin.write_text("answer = 'another'\n")
     assert not snapshot.find(CONFIGURATION, environment, initramfs).ready
     assert not (slot / "ram").exists()
+
+
+def test_the_initramfs_is_there_for_whoever_makes_the_snapshot_alone(initramfs: Path) -> None:
+    slot = saved(snapshot.find(CONFIGURATION, ENVIRONMENT, initramfs))
+    (slot / "initramfs").unlink()  # as who made it does
+    assert snapshot.find(CONFIGURATION, ENVIRONMENT, initramfs).ready
+    assert not (slot / "initramfs").exists()
+    (slot / "state").unlink()
+    assert not snapshot.find(CONFIGURATION, ENVIRONMENT, initramfs).ready
+    assert (slot / "initramfs").read_bytes().startswith(initramfs.read_bytes())
+
+
+def test_pages_that_hold_nothing_take_no_room(tmp_path: Path) -> None:
+    pages = [bytes(4096), os.urandom(4096), b"\xcc" * 4096, bytes(4095) + b"\1"]
+    pages += [bytes(4096)] * 200 + [b"\xcc" * 4095 + b"\xcd"]
+    (tmp_path / "all").write_bytes(b"".join(pages))
+    _copy_what_is_used(tmp_path / "all", tmp_path / "used")
+    kept = [page if page != b"\xcc" * 4096 else bytes(4096) for page in pages]
+    assert (tmp_path / "used").read_bytes() == b"".join(kept)
+    assert (tmp_path / "used").stat().st_blocks <= 3 * 8
+
+
+def test_a_library_without_what_debuggers_read_is_the_same_to_a_process(tmp_path: Path) -> None:
+    source = tmp_path / "answer.c"
+    source.write_text("int answer(void) { return 42; }\n")
+    whole, part = tmp_path / "whole.so", tmp_path / "part.so"
+    subprocess.run(["cc", "-g3", "-shared", "-fPIC", "-o", whole, source], check=True)
+    part.write_bytes(snapshot.loaded(whole.read_bytes()))
+    assert part.stat().st_size < whole.stat().st_size
+    assert ctypes.CDLL(str(part)).answer() == 42
+    assert snapshot.loaded(b"\x7fELF, or not") == b"\x7fELF, or not"
 
 
 def test_why_one_failed_is_told_for_an_hour_or_until_something_changes(initramfs: Path) -> None:
