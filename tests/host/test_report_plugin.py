@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+import subprocess
+import sys
 
 import pytest
 
@@ -25,13 +26,17 @@ def test_error(broken): ...
 """
 
 
-@pytest.fixture
-def page(pytester: pytest.Pytester) -> str:
-    """Run the suite in a process of its own and return the report."""
-    pytester.makepyfile(SUITE)
-    result = pytester.runpytest_subprocess("--bpf-html=out/run.html", "-p", "no:xdist")
-    result.stdout.fnmatch_lines(["HTML report written to *run.html"])
-    return Path(pytester.path, "out", "run.html").read_text()
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Run the suite once, in a process of its own, and return the report."""
+    directory = tmp_path_factory.mktemp("suite")
+    (directory / "test_suite.py").write_text(SUITE)
+    (directory / "pytest.ini").write_text("[pytest]\n")
+    command = [sys.executable, "-m", "pytest", "--bpf-html=out/run.html", "-p", "no:xdist"]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert re.search("^HTML report written to .*run.html$", done.stdout, re.MULTILINE)
+    return (directory / "out" / "run.html").read_text()
 
 
 def row(page: str, name: str) -> str:
