@@ -36,9 +36,23 @@ while read -r module; do
   /bin/busybox insmod "/modules/$module" || echo "bpfunit-init: insmod $module failed"
 done </modules/order
 
-/bin/busybox mkdir /run/bpfunit /run/lock
+# What has nothing to do with the host's files is moved over them, and is in a snapshot.
+/bin/busybox mkdir -p /sys /dev/pts /dev/shm /run/bpfunit /run/lock
+/bin/busybox mount -t sysfs sys /sys
+/bin/busybox mount -t devpts -o mode=620,ptmxmode=666 pts /dev/pts
+/bin/busybox mount -t tmpfs -o mode=1777 shm /dev/shm
+/bin/busybox mount -t cgroup2 cgroup2 /sys/fs/cgroup
+/bin/busybox mount -t bpf bpf /sys/fs/bpf
+/bin/busybox mount -t debugfs debug /sys/kernel/debug
+/bin/busybox mount -t tracefs trace /sys/kernel/tracing
+for link in fd:fd stdin:fd/0 stdout:fd/1 stderr:fd/2; do
+  /bin/busybox ln -sfn "/proc/self/${link#*:}" "/dev/${link%%:*}"
+done
+/bin/busybox ip link set lo up
+echo bpfunit >/proc/sys/kernel/hostname
+
 /bin/busybox cp /bin/busybox /stage2.sh /run/bpfunit
-/bin/busybox mkfifo /run/bpfunit/report
+/bin/busybox mkfifo /run/bpfunit/report /run/bpfunit/silence
 /bin/busybox mount -t tmpfs -o mode=755 changes /changes
 /bin/busybox mkdir /changes/upper /changes/work
 [ ! -d /bytecode ] || /bin/busybox cp -r /bytecode/. /changes/upper
@@ -99,6 +113,7 @@ cd /root
 [ -z "$arch" ] || . ".$dir/foreign"
 /bin/busybox mount --move /run run
 /bin/busybox mount --move /dev dev
+/bin/busybox mount --move /sys sys
 /bin/busybox mount --move /proc proc
 /bin/busybox mount --move . /
 export BPFUNIT_WARM=$warm

@@ -7,19 +7,6 @@ cd /
 _bpfunit_warm=$BPFUNIT_WARM
 unset BPFUNIT_WARM
 . /run/bpfunit/env
-$_bpfunit_bb mount -t sysfs sys /sys
-$_bpfunit_bb mkdir -p /dev/pts /dev/shm
-$_bpfunit_bb mount -t devpts -o mode=620,ptmxmode=666 pts /dev/pts
-$_bpfunit_bb mount -t tmpfs -o mode=1777 shm /dev/shm
-$_bpfunit_bb mount -t cgroup2 cgroup2 /sys/fs/cgroup
-$_bpfunit_bb mount -t bpf bpf /sys/fs/bpf
-$_bpfunit_bb mount -t debugfs debug /sys/kernel/debug
-$_bpfunit_bb mount -t tracefs trace /sys/kernel/tracing
-for _bpfunit_link in fd:fd stdin:fd/0 stdout:fd/1 stderr:fd/2; do
-  $_bpfunit_bb ln -sfn "/proc/self/${_bpfunit_link#*:}" "/dev/${_bpfunit_link%%:*}"
-done
-$_bpfunit_bb ip link set lo up
-echo bpfunit >/proc/sys/kernel/hostname
 if [ -n "$BPFUNIT_MODULES" ] && [ ! -e "/lib/modules/${BPFUNIT_MODULES##*/}" ]; then
   $_bpfunit_bb mkdir -p /lib/modules
   $_bpfunit_bb ln -s "$BPFUNIT_MODULES" "/lib/modules/${BPFUNIT_MODULES##*/}"
@@ -45,7 +32,6 @@ fi
 # Lines from the report pipe go out as they are. The beat comes through it too: a read with a time
 # limit of its own would now and then break off in the middle of a line, and lose it. Reading from a
 # pipe that nobody writes to is a sleep without a process.
-$_bpfunit_bb mkfifo /run/bpfunit/silence
 (
   exec 3>&- 6<>/run/bpfunit/silence
   echo -1000 >/proc/self/oom_score_adj
