@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 from pathlib import Path
 
@@ -48,3 +50,29 @@ def test_changes_to_files_are_made_in_memory():
         line for line in Path("/proc/mounts").read_text().splitlines() if line.split()[1] == "/"
     )
     assert root.split()[2] in ("overlay", "tmpfs")
+
+
+def test_what_a_kernel_offers_is_mounted_and_loopback_is_up():
+    lines = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    mounts = {fields[1]: fields[2] for fields in lines}
+    assert (
+        mounts.items()
+        >= {
+            "/proc": "proc",
+            "/sys": "sysfs",
+            "/sys/fs/cgroup": "cgroup2",
+            "/sys/fs/bpf": "bpf",
+            "/sys/kernel/debug": "debugfs",
+            "/sys/kernel/tracing": "tracefs",
+            "/dev": "devtmpfs",
+            "/dev/pts": "devpts",
+            "/dev/shm": "tmpfs",
+            "/run": "tmpfs",
+        }.items()
+    ), mounts
+    assert Path("/dev/fd").readlink() == Path("/proc/self/fd")
+    assert os.ttyname(os.openpty()[1]).startswith("/dev/pts/")
+    assert socket.gethostname() == "bpfunit"
+    server = socket.create_server(("127.0.0.1", 0))
+    with server, socket.create_connection(server.getsockname()):
+        pass
