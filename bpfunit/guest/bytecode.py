@@ -19,16 +19,17 @@ from virtme.cpiowriter import CpioWriter
 from bpfunit._paths import cache_dir
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 ROOT = "bytecode"  # below this directory of the initramfs lies the tree to lay over the host's
 
 
-def archive(packages: Iterable[Path]) -> bytes:
+def archive(packages: Iterable[Path], parts: Mapping[Path, str] | None = None) -> bytes:
     """Return a cpio archive with the bytecode of all modules below some directories.
 
     Args:
         packages: directories; what has an up-to-date ``__pycache__`` beside it is left out.
+        parts: other files to lay over the host's, each with its place.
     """
     with tempfile.TemporaryFile() as file:
         cpio = CpioWriter(file)
@@ -46,6 +47,11 @@ def archive(packages: Iterable[Path]) -> bytes:
                 with compiled.open("rb") as body:
                     name = ROOT / target.relative_to("/")
                     cpio.write_file(name=str(name).encode(), body=body, mode=0o644)
+        for part, place in (parts or {}).items():
+            _make_directory(cpio, (ROOT / Path(place).relative_to("/")).parent, made)
+            with part.open("rb") as body:
+                name = ROOT / Path(place).relative_to("/")
+                cpio.write_file(name=str(name).encode(), body=body, mode=0o755)
         cpio.write_trailer()
         file.seek(0)
         return file.read()

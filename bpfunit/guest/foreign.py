@@ -10,7 +10,7 @@ from __future__ import annotations
 import shlex
 import sys
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 # Of the host's variables those that name files with its machine code.
@@ -43,13 +43,17 @@ def _mount(how: str, source: str, target: str) -> str:
     return f"/bin/busybox mount -o {how} {shlex.quote(f'.{source}')} {shlex.quote(f'.{target}')}"
 
 
-def warm_files(listed: Iterable[str], root: Path) -> dict[str, str]:
+def warm_files(
+    listed: Iterable[str], root: Path, parts: Mapping[Path, str] | None = None
+) -> dict[str, str]:
     """Return the files that a warm Python of a root needs, each with the place it has in the guest.
 
     Args:
         listed: what the interpreter here reads for the same.
         root: the other architecture's user space.
+        parts: files with machine code of packages, each with its place.
     """
+    parts = parts or {}
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     interpreter, library = Path(sys.executable).resolve(), _library()
     own = root / "usr/lib" / version
@@ -62,11 +66,12 @@ def warm_files(listed: Iterable[str], root: Path) -> dict[str, str]:
     modules = sorted((own / "lib-dynload").glob("*.so"))
     standard += [one.relative_to(own) for one in modules]
     found.update((str(own / one), str(library / one)) for one in standard if (own / one).is_file())
-    for one in _libraries([root / "usr/bin" / version, *modules], root):
+    for one in _libraries([root / "usr/bin" / version, *modules, *parts], root):
         found[str(one)] = f"/{one.relative_to(root)}"
     for path in ours:
         if not _is_standard(path, library) and path != _LOADERS_CACHE and not _is_binary(path):
             found[str(path)] = str(path)
+    found.update((str(part), place) for part, place in parts.items())
     return found
 
 

@@ -113,7 +113,7 @@ def find(
                 for old in ("state", "ram", "failed", "meta.json"):
                     (slot / old).unlink(missing_ok=True)
             (slot / "initramfs").unlink(missing_ok=True)
-            meta = {"mark": mark, **_list_files(early, other.root if other else None)}
+            meta = {"mark": mark, **_list_files(early, other)}
             write_whole(slot / "meta.json", json.dumps(meta).encode())
             _remove_unused(slot)
         # Whoever makes the snapshot removes the initramfs after it, and it alone needs one.
@@ -169,13 +169,13 @@ def _unchanged(files: dict[str, list[int]]) -> bool:
         return False
 
 
-def _list_files(early: dict[str, str], root: Path | None) -> dict[str, Any]:
+def _list_files(early: dict[str, str], other: Foreign | None) -> dict[str, Any]:
     """Return the files that a warm interpreter reads, with size and time of change.
 
-    Those of a root come with the places that they have in the guest.
+    Those of another architecture come with the places that they have in the guest.
     """
     names, path = _imported(tuple(early.items()))
-    places = foreign.warm_files(names, root) if root else {}
+    places = foreign.warm_files(names, other.root, dict(other.parts)) if other else {}
     files = {name: _stamp(name) for name in places or names}
     return {"files": files, "places": places, "path": path}
 

@@ -108,7 +108,7 @@ class GuestSpec:
         kernel = self.kernel
         image, cached = boot_files(kernel.image, kernel.release, kernel.modules_root, self._root)
         initramfs = directory / "initramfs"  # the kernel unpacks archives one after the other
-        initramfs.write_bytes(cached.read_bytes() + archive(self.packages))
+        initramfs.write_bytes(cached.read_bytes() + archive(self.packages, self._parts))
         if self._root is not None:
             (directory / "foreign").write_text(foreign.commands(), encoding="utf-8")
         argv = self._command_line(accel, directory, image)
@@ -135,6 +135,10 @@ class GuestSpec:
     @property
     def _root(self) -> Path | None:
         return self.kernel.foreign.root if self.kernel.foreign else None
+
+    @property
+    def _parts(self) -> dict[Path, str]:
+        return self.kernel.foreign.parts if self.kernel.foreign else {}
 
     def _words(self, accel: str) -> str:
         """Return the kernel's command line, with the rate at which the guest's counter will run."""
@@ -182,6 +186,7 @@ class GuestSpec:
         initramfs = Path(argv[argv.index("-initrd") + 1])
         if self._root is not None:
             configuration["root"] = str(self._root)
+            configuration["parts"] = sorted(self._parts.values())
         found = snapshot.find(configuration, worker["environment"], initramfs, self.kernel.foreign)
         if found.failed:
             why = f"boots since its snapshot failed: {found.failed}; "

@@ -18,6 +18,7 @@ from bpfunit._arch import Architecture, native
 from bpfunit.kernels._cache import building, disk_usage, locked
 from bpfunit.kernels._progress import Task, megabytes
 from bpfunit.kernels._roots import bootstrap, root_dir
+from bpfunit.kernels._wheels import compiled_parts
 from bpfunit.kernels.catalogue import Suite, load_catalogue
 from bpfunit.kernels.errors import KernelsError
 from bpfunit.kernels.kernel import Foreign
@@ -43,7 +44,11 @@ def needs(architecture: Architecture, task: Task) -> Foreign | None:
     """
     if architecture == native():
         return None
-    return Foreign(emulator(architecture, task), userland(architecture, task))
+    return Foreign(
+        emulator(architecture, task),
+        userland(architecture, task),
+        compiled_parts(architecture, task),
+    )
 
 
 def installed_emulator(architecture: Architecture) -> Path | None:

@@ -17,10 +17,13 @@ class Foreign:
         emulator: the QEMU that has it.
         root: an unpacked Debian of that architecture, with the Python and the libraries that a
             worker needs; the rest is this machine's.
+        parts: files with that architecture's machine code for packages of the environment here,
+            each with its place in the guest.
     """
 
     emulator: Path
     root: Path
+    parts: dict[Path, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

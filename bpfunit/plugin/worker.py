@@ -16,9 +16,6 @@ from bpfunit._sys import libc
 from bpfunit.plugin import engines
 from bpfunit.plugin.bench import GuestBenchmarks
 
-# those that name the machine; .abi3.so and .so would be of any
-_OWN_SUFFIXES = [suffix for suffix in EXTENSION_SUFFIXES if "-" in suffix]
-
 if TYPE_CHECKING:
     from collections.abc import Generator
 
@@ -45,8 +42,18 @@ def _fits_this_machine(package: str) -> bool:
     """Tell whether a package has no compiled parts, or such for the interpreter here."""
     spec = find_spec(package)
     directories = spec.submodule_search_locations if spec else None
-    compiled = [one.name for place in directories or () for one in Path(place).glob("_native*.so")]
-    return not compiled or any(name.endswith(tuple(_OWN_SUFFIXES)) for name in compiled)
+    compiled = [one for place in directories or () for one in Path(place).glob("_native*.so")]
+    ours = _machine(Path("/proc/self/exe"))
+    return not compiled or any(
+        one.name.endswith(tuple(EXTENSION_SUFFIXES)) and _machine(one) == ours for one in compiled
+    )
+
+
+def _machine(path: Path) -> bytes:
+    """Return what the header of an ELF file says of the machine: class, byte order, number."""
+    with path.open("rb") as file:
+        header = file.read(20)
+    return header[4:6] + header[18:20]
 
 
 class WorkerSide:

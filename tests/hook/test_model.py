@@ -6,15 +6,7 @@ import os
 from collections.abc import Callable
 
 import pytest
-
-try:
-    from hypothesis import HealthCheck, given, settings
-except ModuleNotFoundError as error:
-    if error.name != "hypothesis._native":
-        raise
-    # a guest of another architecture has the host's packages, and this one wants a part in its
-    # own machine code
-    pytest.skip("hypothesis is compiled for the host's architecture alone", allow_module_level=True)
+from hypothesis import HealthCheck, given, settings
 
 from .arena import Arena
 from .families import IPV4, over

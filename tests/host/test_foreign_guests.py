@@ -11,14 +11,19 @@ from typing import Any
 
 import pytest
 
+from bpfunit._arch import ARCHITECTURES
 from bpfunit.cli._objects import is_bpf_object
 from bpfunit.explorer.cells import Cell, Cells
 from bpfunit.explorer.facts import Facts, Site
 from bpfunit.explorer.wire import Input, Step, Wire
 from bpfunit.guest import foreign
+from bpfunit.guest.bytecode import ROOT, archive
 from bpfunit.kernels import Kernel
 from bpfunit.kernels._foreign import _keep_usr_alone
+from bpfunit.kernels._progress import Reporter
+from bpfunit.kernels._wheels import compiled_parts
 from bpfunit.plugin.fixtures import object_under_test
+from bpfunit.plugin.worker import _fits_this_machine
 
 pytestmark = pytest.mark.host
 
@@ -148,3 +153,47 @@ def test_what_explore_says_and_hears_is_in_the_kernels_byte_order(order, number)
     given = Cells(facts).written(Input((Step(bytes(4)),)), cell, 7)
     assert given.steps[0].ctx == (7).to_bytes(2, order) + bytes(2)
     assert Cells(facts).read(given, cell) == 7
+
+
+def test_machine_code_for_a_package_lies_where_the_guest_looks_for_it(tmp_path):
+    """In the initramfs over the host's files, and in a warm Python's tree with its libraries."""
+    part, place = tmp_path / "_native.abi3.so", "/project/venv/hypothesis/_native.abi3.so"
+    part.write_bytes(b"\x7fELF libz.so.1\0")
+    unpacked = tmp_path / "unpacked"
+    unpacked.mkdir()
+    given = archive([], {part: place})
+    subprocess.run(["busybox", "cpio", "-id"], input=given, cwd=unpacked, check=True)
+    assert (unpacked / ROOT / place[1:]).read_bytes() == part.read_bytes()
+    root = tmp_path / "root"
+    library = root / "usr/lib/vax-linux-gnu/libz.so.1"
+    for path in (root / "usr/bin" / VERSION, library):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"\x7fELF")
+    found = foreign.warm_files([], root, {part: place})
+    assert found[str(part)] == place
+    assert (
+        found[str(root / "usr/lib/vax-linux-gnu/libz.so.1")] == "/usr/lib/vax-linux-gnu/libz.so.1"
+    )
+
+
+def test_a_package_fits_by_the_machine_that_its_code_is_for(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    package = tmp_path / "compiled_for_another"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    assert _fits_this_machine(package.name)
+    own = Path(sys.executable).read_bytes()[:64]
+    other = own[:18] + b"\x3f\x3f" + own[20:]
+    (package / "_native.abi3.so").write_bytes(other)
+    assert not _fits_this_machine(package.name)
+    (package / "_native.abi3.so").write_bytes(own)
+    assert _fits_this_machine(package.name)
+
+
+def test_pip_says_why_it_has_no_wheel(tmp_path, monkeypatch):
+    """The run goes on, since not every one imports the package."""
+    monkeypatch.setenv("BPFUNIT_CACHE", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with Reporter() as reporter:
+        assert compiled_parts(ARCHITECTURES["s390x"], reporter.task("test")) == {}
+    assert not [one for one in (tmp_path / "roots").iterdir() if one.is_dir()]
