@@ -138,7 +138,7 @@ class GuestSpec:
 
     @property
     def _parts(self) -> dict[Path, str]:
-        return self.kernel.foreign.parts if self.kernel.foreign else {}
+        return dict(self.kernel.foreign.parts) if self.kernel.foreign else {}
 
     def _words(self, accel: str) -> str:
         """Return the kernel's command line, with the rate at which the guest's counter will run."""

@@ -47,7 +47,7 @@ def needs(architecture: Architecture, task: Task) -> Foreign | None:
     return Foreign(
         emulator(architecture, task),
         userland(architecture, task),
-        compiled_parts(architecture, task),
+        tuple(compiled_parts(architecture, task).items()),
     )
 
 

@@ -23,7 +23,7 @@ class Foreign:
 
     emulator: Path
     root: Path
-    parts: dict[Path, str] = field(default_factory=dict)
+    parts: tuple[tuple[Path, str], ...] = ()
 
 
 @dataclass(frozen=True)

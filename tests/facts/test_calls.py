@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -287,7 +288,7 @@ def test_first_namespace(facts: Facts):
         except OSError as error:
             found = f"not told: {error.strerror}"
         else:
-            found = str(int.from_bytes(raw, "little"))
+            found = str(int.from_bytes(raw, sys.byteorder))
     facts.say(_NAMESPACES, "netns cookie of the guest's first namespace (SO_NETNS_COOKIE)", found)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -89,7 +90,8 @@ def _seen(
         with loaded(code, prog_type, attach_type) as fd:
             error, back = run(fd, _PACKET, ctx)
         words = cells.read()
-        return error, words[0] | (words[1] << 32 if size == 8 else 0), back
+        seen = struct.pack("=2I", *words[:2])[:size]
+        return error, int.from_bytes(seen, sys.byteorder), back
 
 
 def _fact(prog_type: int, attach_type: int, total: int, at: int, size: int, value: int) -> str:
@@ -110,7 +112,7 @@ def _fact(prog_type: int, attach_type: int, total: int, at: int, size: int, valu
             goes_in = seen == value != without
         except SyscallError:
             goes_in = False  # no program may read it
-    comes_out = back[at : at + size] == value.to_bytes(size, "little")
+    comes_out = back[at : at + size] == value.to_bytes(size, sys.byteorder)
     return ", ".join(["in"] * goes_in + ["out"] * comes_out) or "ignored"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
 from enum import IntEnum
@@ -129,7 +130,7 @@ class World:
 
 def requests(records: Iterable[bytes]) -> list[tuple[int, bytes]]:
     """Return family and tuple of records of km_auth_request."""
-    return [(int.from_bytes(raw[:4], "little"), bytes(raw[4:])) for raw in records]
+    return [(int.from_bytes(raw[:4], sys.byteorder), bytes(raw[4:])) for raw in records]
 
 
 def listen(family: Family, number: int = 0) -> socket.socket:
