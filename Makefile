@@ -30,6 +30,7 @@ BENCH_JSON := $(lastword build/bench/results.json \
 BIN := $(abspath $(VENV))/bin
 PYTEST := PATH="$(BIN):$$PATH" $(BIN)/python -m pytest
 KERNEL_ARGS := $(foreach kernel,$(KERNELS),--kernel $(kernel))
+FOREIGN := $(foreach kernel,$(KERNELS),$(if $(findstring /,$(kernel)),$(filter-out all/%,$(kernel))))
 BIG_ENDIAN := $(if $(findstring /s390x,$(KERNELS)),yes)
 OBJECT_ARGS := $(if $(OBJECT),--bpf-object $(abspath $(OBJECT)))
 
@@ -49,7 +50,7 @@ setup-test:
 # The programs under test, and where a kernel of KERNELS is big-endian theirs, too.
 bpf: setup ## build the programs under test
 	$(Q)$(MAKE) $(QUIET) -C bpf all $(BIG_ENDIAN:%=big-endian)
-	$(Q)$(BIN)/python -m tests.objects $(BIG_ENDIAN:%=bpfeb) >/dev/null
+	$(Q)$(BIN)/python -m tests.objects $(BIG_ENDIAN:%=bpfeb) $(FOREIGN) >/dev/null
 
 kmod: setup ## build the kernel module for KERNELS
 	$(Q)PATH="$(BIN):$$PATH" $(BIN)/python -m bpfunit.kernels build $(KERNELS)

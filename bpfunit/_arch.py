@@ -87,6 +87,7 @@ class Architecture:
         image_release: tells the release that an image says it is; None where it is no such image.
         image_payload: finds the compressed kernel in a whole image; None where it has none.
         registers: those that a kprobe sees.
+        alone: flags for compiled code that has no library of the compiler's.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Architecture:
     image_release: Callable[[Data], str | None]
     image_payload: Callable[[bytes], bytes | None]
     registers: Registers
+    alone: tuple[str, ...] = ()
 
 
 # Offsets in a bzImage: Documentation/arch/x86/boot.rst of the kernel.
@@ -205,6 +207,7 @@ ARCHITECTURES = {
         image_release=_arm64_release,
         image_payload=_uncompressed,
         registers=_ARM64_REGISTERS,
+        alone=("-mno-outline-atomics",),
     ),
     "s390x": Architecture(
         name="s390x",

@@ -1,7 +1,8 @@
 """BPF objects that the tests compile for themselves, from tests/guest/bpf/.
 
 ``python -m tests.objects`` compiles them all; guests then find them, and need not run clang
-themselves. ``python -m tests.objects bpfeb`` compiles them for big-endian machines, too.
+themselves. ``python -m tests.objects bpfeb`` compiles them for big-endian machines, too, and a
+kernel's name, ``6.12/arm64``, has the fuzzer compiled for its guests.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ HOOK = _ROOT / "bpf" / "build" / f"hook.{_SUFFIX}"
 MESH = _ROOT / "bpf" / "build" / f"mesh.{_SUFFIX}"
 # Whose registers the macros of <bpf/bpf_tracing.h> name, by machine; x86-64's where none is here.
 _REGISTERS = {"aarch64": ("__TARGET_ARCH_arm64",), "s390x": ("__TARGET_ARCH_s390",)}
+FUZZER = sorted((_SOURCES.parent / "fuzz").glob("*.[ch]"))
+#: For an object that has neither BTF nor DWARF.
+WITHOUT_BTF = ["-g0"]
 _FLAGS = ["-mcpu=v3", "-O2", "-g", "-std=gnu11", "-Wall", "-Wextra", "-Werror"]
 
 
@@ -109,6 +113,23 @@ def _made(target: Path, command: Callable[[str], list[str]]) -> Path:
     return target
 
 
+def fuzzer(machine: str) -> Path:
+    """Return the module's fuzzer as a library for a machine as ``uname -m`` names it."""
+    sources = b"".join(path.read_bytes() for path in FUZZER)
+    return _BUILD / f"fuzzer-{machine}-{hashlib.sha256(sources).hexdigest()[:12]}.so"
+
+
+def _compile_fuzzer(spec: str) -> None:
+    from bpfunit.kernels import cross_libraries, resolve
+
+    kernel = resolve(spec)
+    target = fuzzer(kernel.architecture.name)
+    if not target.exists():
+        for library in cross_libraries(kernel, {"fuzzer": FUZZER}).values():
+            partial = shutil.copy(library, target.with_suffix(".partial"))
+            Path(partial).rename(target)
+
+
 def linked_halves() -> Path:
     """Return the object that is linked of two."""
     return linked("whole", compiled("half"), compiled("half", "SECOND"))
@@ -133,6 +154,7 @@ def _compile_all() -> None:
     if TARGET == "bpf":  # Debian's bpftool links for its own byte order alone
         linked_halves()
     compiled("pins", "OTHER")
+    compiled("api", flags=WITHOUT_BTF)
     foreign()
     for path in sorted((_ROOT / "examples" / "native").glob("*.bpf.c")):
         example(path.name.removesuffix(".bpf.c"))
@@ -143,5 +165,8 @@ def _compile_all() -> None:
 if __name__ == "__main__":
     _compile_all()
     for other in sys.argv[1:]:
-        TARGET = other
-        _compile_all()
+        if "/" in other:
+            _compile_fuzzer(other)
+        else:
+            TARGET = other
+            _compile_all()

@@ -54,6 +54,7 @@ def _built(kernel: Kernel, name: str, sources: Sequence[Path]) -> Path | None:
         copies = [Path(shutil.copy(source, work)) for source in sources]
         command = [toolchain.compiler, "-O2", "-shared", "-fPIC", "-nostdlib", "-Wall", "-Werror"]
         command += [
+            *kernel.architecture.alone,
             "-o",
             str(work / "library.so"),
             *(str(one) for one in copies if one.suffix == ".c"),

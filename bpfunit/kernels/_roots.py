@@ -57,7 +57,10 @@ def bootstrap(
         command += [f"--aptopt={line.rstrip(';')}" for line in configured_transport().splitlines()]
         command += [suites[0].name, "-", *sources]
         with tempfile.TemporaryFile() as words:
-            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=words) as maker:
+            # A session of its own: where mmdebstrap fails it hangs up on its whole process group.
+            with subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=words, start_new_session=True
+            ) as maker:
                 unpacker = subprocess.run(
                     ["tar", "-x", "--no-same-owner", "-C", str(directory)]
                     + [f"--exclude=./{path}" for path in _LEFT_OUT],

@@ -2,11 +2,13 @@
 
 An older kernel skips the test and says what it lacks. A kernel that should have the feature and
 does not fails it: a skip that nobody expected hides a broken probe or a broken kernel. A BPF JIT is
-no matter of age: without one, what needs it is not applicable.
+no matter of age: without one, what needs it is not applicable. Neither is the architecture: what
+runs a program of the host's is not applicable in guests of another one.
 """
 
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from bpfunit import features
 from bpfunit.engines import NotApplicableHereError
 from bpfunit.guest import in_guest
+from bpfunit.plugin.worker import FOREIGN_VARIABLE
 
 _FORM = 'needs(since="5.18", helper="bpf_get_retval")'
 
@@ -24,7 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "needs(since, helper=, kfunc=, map_type=, prog_type=, type=): the kernel must have this"
         " feature; one older than `since` skips the test, a newer one that lacks it fails it;"
-        " needs(jit=True): not applicable on a kernel that interprets programs",
+        " needs(jit=True): not applicable on a kernel that interprets programs; needs(native=True):"
+        " not applicable in a guest of another architecture than the host's",
     )
 
 
@@ -73,6 +77,18 @@ def require_jit() -> None:
         )
 
 
+def require_native() -> None:
+    """Refuse what runs programs or libraries that are compiled for the host.
+
+    Raises:
+        NotApplicableHereError: the guest is of another architecture.
+    """
+    if os.environ.get(FOREIGN_VARIABLE):
+        raise NotApplicableHereError(
+            f"this guest is of {os.uname().machine}, where nothing compiled for the host runs"
+        )
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip or fail a test whose feature is not there."""
     if not in_guest():
@@ -80,6 +96,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("needs"):
         if mark.kwargs == {"jit": True}:
             require_jit()
+            continue
+        if mark.kwargs == {"native": True}:
+            require_native()
             continue
         if found := verdict(mark):
             reason, is_failure = found

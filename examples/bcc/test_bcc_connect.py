@@ -12,7 +12,8 @@ from bpfunit import ip4, port
 # Distributions install bcc for their own interpreter; a virtual environment does not look there.
 DIST_PACKAGES = "/usr/lib/python3/dist-packages"
 
-pytestmark = pytest.mark.guest
+# bcc compiles with the host's LLVM, in its own process
+pytestmark = [pytest.mark.guest, pytest.mark.needs(native=True)]
 
 TEXT = rb"""
 #include <uapi/linux/bpf.h>

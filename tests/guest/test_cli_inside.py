@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,10 @@ import pytest
 from bpfunit import port
 from bpfunit.cli._inside import answer
 
-from ..objects import compiled, stripped
+from ..objects import WITHOUT_BTF, compiled, stripped
 
 pytestmark = pytest.mark.guest
 
-OTHER = """
-#include <linux/bpf.h>
-#include <bpf/bpf_helpers.h>
-char LICENSE[] SEC("license") = "GPL";
-SEC("perf_event") int sampled(void *ctx) { return 0; }
-SEC("cgroup/sysctl") int reads(struct bpf_sysctl *ctx) { return 1; }
-"""
 ROUTE_TYPES = {"routes": ["route_key", "route_value"]}
 
 
@@ -115,14 +107,8 @@ def test_an_address_for_a_packet_program_says_what_it_takes() -> None:
 
 
 @pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("other")
-    source, target = directory / "other.bpf.c", directory / "other.o"
-    source.write_text(OTHER)
-    include = ["-idirafter", "/usr/include/x86_64-linux-gnu"]
-    command: list[str | Path] = ["clang", "-target", "bpf", "-O2", "-g", *include]
-    subprocess.run([*command, "-c", source, "-o", target], check=True, timeout=300)
-    return target
+def other() -> Path:
+    return compiled("other")
 
 
 def test_a_program_that_no_test_run_exists_for_says_so(other: Path) -> None:
@@ -137,13 +123,9 @@ def test_a_program_that_the_command_cannot_craft_a_call_for_says_so(other: Path)
     assert 'run it in a test: obj.programs.reads.run("net/ipv4/tcp_mem", write="1 2 3")' in error
 
 
-def test_an_object_without_btf_says_how_to_compile_it(tmp_path: Path) -> None:
-    source = Path(__file__).parent / "bpf" / "api.bpf.c"
-    target = tmp_path / "plain.o"
-    include = ["-idirafter", "/usr/include/x86_64-linux-gnu"]
-    command: list[str | Path] = ["clang", "-target", "bpf", "-mcpu=v3", "-O2", *include]
-    subprocess.run([*command, "-c", source, "-o", target], check=True, timeout=300)
-    assert "-g" in ask(target, "redirect4", dst="10.96.0.1:80")["error"]
+def test_an_object_without_btf_says_how_to_compile_it() -> None:
+    plain = compiled("api", flags=WITHOUT_BTF)
+    assert "-g" in ask(plain, "redirect4", dst="10.96.0.1:80")["error"]
 
 
 def test_a_file_that_is_no_object_is_told_so(tmp_path: Path) -> None:

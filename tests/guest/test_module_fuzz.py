@@ -7,6 +7,7 @@ Short by default. The long form is the same with more requests (docs/module.md):
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import signal
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import pytest
 
+from .. import objects
 from . import rawrun
 from .test_module_leaks import sockets
 
@@ -41,6 +43,15 @@ SPLAT = re.compile(
 # Bits of /proc/sys/kernel/tainted: 128 oops, 512 warning, 16384 soft lockup
 # (Documentation/admin-guide/tainted-kernels.rst).
 TAINTED_BY_A_SPLAT = 128 | 512 | 16384
+
+
+KERNEL = f"{os.uname().release.partition('-')[0]}/{os.environ.get('BPFUNIT_FOREIGN', '')}"
+# In guests of another architecture, which have no compiler, the fuzzer is a library.
+STARTER = """#!{python} -IS
+import ctypes, sys
+words = [word.encode() for word in sys.argv]
+sys.exit(ctypes.CDLL("{library}").main(len(words), (ctypes.c_char_p * (len(words) + 1))(*words)))
+"""
 
 
 @dataclass(frozen=True)
@@ -79,9 +90,15 @@ class State:
 
 @pytest.fixture(scope="module")
 def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    program = tmp_path_factory.mktemp("fuzz") / "testrun_fuzz"
+    if "BPFUNIT_FOREIGN" in os.environ:
+        library = objects.fuzzer(platform.machine())
+        assert library.is_file(), f"the fuzzer is compiled on the host: make bpf KERNELS={KERNEL}"
+        program.write_text(STARTER.format(python=sys.executable, library=library))
+        program.chmod(0o755)
+        return program
     compiler = shutil.which("cc") or shutil.which("gcc")
     assert compiler, "build the fuzzer: no C compiler; install gcc"
-    program = tmp_path_factory.mktemp("fuzz") / "testrun_fuzz"
     sources = sorted(SOURCES.glob("*.c"))
     command: list[str | Path] = [compiler, "-O2", "-Wall", "-Wextra", "-Werror", "-pthread"]
     command += ["-o", program, *sources]

@@ -61,3 +61,13 @@ def test_what_needs_a_jit_is_not_applicable_where_programs_are_interpreted(
     monkeypatch.setattr(features, "has_jit", lambda: False)
     with pytest.raises(NotApplicableHereError, match=r"6\.1\.0-test has no BPF JIT"):
         needs.require_jit()
+
+
+def test_what_is_compiled_for_the_host_is_not_applicable_on_another_architecture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("BPFUNIT_FOREIGN", raising=False)
+    needs.require_native()
+    monkeypatch.setenv("BPFUNIT_FOREIGN", "arm64")
+    with pytest.raises(NotApplicableHereError, match="nothing compiled for the host runs"):
+        needs.require_native()
