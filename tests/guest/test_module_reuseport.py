@@ -8,6 +8,7 @@ import os
 import platform
 import socket
 import struct
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -170,7 +171,7 @@ def select(socks: Socks, *, payload_at: int | None = None, verdict: int = 1) -> 
             asm.mov_reg(1, 6),
             asm.mov_imm(2, payload_at),
             asm.mov_reg(3, 10),
-            asm.alu_imm(asm.ADD, 3, -8),
+            asm.alu_imm(asm.ADD, 3, -8 if sys.byteorder == "little" else -5),
             asm.mov_imm(4, 1),
             rawrun.call(LOAD_BYTES),
         ]

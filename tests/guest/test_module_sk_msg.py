@@ -174,7 +174,7 @@ def put_in_front() -> list[Insn]:
         asm.mov_reg(4, 2),
         asm.alu_imm(asm.ADD, 4, 4),
         rawtcp.branch_reg(asm.JGT, 4, 3, 1),
-        asm.store_imm(4, 2, 0, 0x04030201),
+        asm.store_imm(4, 2, 0, int.from_bytes(b"\1\2\3\4", sys.byteorder)),
     ]
 
 

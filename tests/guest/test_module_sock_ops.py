@@ -6,6 +6,7 @@ import contextlib
 import errno
 import socket
 import struct
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -264,8 +265,9 @@ def test_packet_is_seen_as_far_as_its_header() -> None:
 
 def with_option(helper: int, third: int, fourth: int, kind: int = 0xFD) -> list[Insn]:
     """Call a header option helper with four bytes on the stack: kind, length, two of data."""
+    option = int.from_bytes(bytes([kind, 4, 0x34, 0x12]), sys.byteorder, signed=True)
     return [
-        asm.store_imm(4, 10, -8, kind | 4 << 8 | 0x1234 << 16),
+        asm.store_imm(4, 10, -8, option),
         asm.mov_reg(1, 6),
         asm.mov_reg(2, 10),
         asm.alu_imm(asm.ADD, 2, -8),

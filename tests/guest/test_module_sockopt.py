@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -83,6 +84,11 @@ class Program(TypedProgram):
         assert answer.data_size == RESULT.size + fields[6]
         values: list[Any] = [*fields, answer.data[RESULT.size : answer.data_size]]
         return Outcome(answer.retval, *values)
+
+
+def word(value: int) -> bytes:
+    """Return an int as an option has it."""
+    return value.to_bytes(4, sys.byteorder)
 
 
 def set_field(offset: int, value: int) -> list[Insn]:
@@ -226,10 +232,10 @@ def test_set_optlen_means_something(optlen: int, err: int, action: int) -> None:
     code = [*store_word(5), *set_field(OPTLEN, optlen), *ALLOW]
     with Program(code) as program, ExitStack() as stack:
         inside = in_cgroup(stack, program, socket.AF_INET, socket.SOCK_STREAM)
-        outcome = program.ask(inside, b"\3\0\0\0", repeat=2)
+        outcome = program.ask(inside, word(3), repeat=2)
         assert (outcome.err, outcome.action, outcome.optlen) == (err, action, optlen)
-        assert outcome.data[:4] == b"\5\0\0\0"
-        assert errno_of_set(inside, PRIORITY, b"\3\0\0\0") == err
+        assert outcome.data[:4] == word(5)
+        assert errno_of_set(inside, PRIORITY, word(3)) == err
         set_to = {KEEP: 0 if err else 3, REPLACE: 5, BYPASS: 0}[action]
         assert inside.getsockopt(*PRIORITY) == set_to
 
@@ -242,12 +248,12 @@ def test_set_program_chooses_another_option() -> None:
     ]
     with Program(code) as program, ExitStack() as stack:
         inside = in_cgroup(stack, program, socket.AF_INET, socket.SOCK_STREAM)
-        outcome = program.ask(inside, b"\1\0\0\0", (6, 1))
+        outcome = program.ask(inside, word(1), (6, 1))
         assert (outcome.level, outcome.optname) == (
             socket.SOL_SOCKET,
             socket.SO_KEEPALIVE,
         )
-        assert errno_of_set(inside, (6, 1), b"\1\0\0\0") == 0
+        assert errno_of_set(inside, (6, 1), word(1)) == 0
         assert inside.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
 
 
@@ -296,7 +302,7 @@ def test_get_program_may_turn_a_failure_into_an_answer(
         real = got(inside, option, 4)
         assert outcome.retval == retval
         assert real == (outcome.err or outcome.data[:4])
-        assert outcome.err or real == b"\x09\0\0\0"
+        assert outcome.err or real == word(9)
         if not retval:
             assert outcome.err == 0
 
@@ -325,7 +331,7 @@ def test_each_run_begins_with_the_value_as_crafted(sock: socket.socket) -> None:
     with Cells() as cells:
         code = [*look(cells, get=False), *store_word(5), *set_field(OPTLEN, 8), *ALLOW]
         with Program(code) as program:
-            program.ask(sock, b"\3\0\0\0", repeat=1000)
+            program.ask(sock, word(3), repeat=1000)
             assert cells.read()[:6] == (16, *PRIORITY, 4, 0, 3)
 
 
