@@ -43,6 +43,21 @@ TABLES = {
 TYPES = "How programs run"
 COMPILERS = "Instructions of connect4 by compiler"
 
+#: What differs from the table by architecture, as ``uname -m`` names it, by table and row.
+BY_ARCHITECTURE: dict[str, dict[tuple[str, str], str]] = {
+    "s390x": {
+        # A cache line, by which room around a packet is rounded, has 256 bytes there.
+        ("Sizes of packets", "TC, largest"): "3550",
+        ("Sizes of packets", "XDP, largest"): "72960",
+        ("Sizes of packets", "XDP with frags, largest"): "72960",
+        # Debian's kernels have no BPF JIT there, without which there are no trampolines.
+        ("Test runs", "fentry"): "not loaded: ENOMEM",
+        ("Test runs", "fexit"): "not loaded: ENOMEM",
+        ("Test runs", "fmod_ret"): "not loaded: ENOMEM",
+        ("Test runs", "lsm"): "not loaded: no bpf_lsm_file_open",
+    },
+}
+
 _HEAD = """\
 # Kernel facts
 

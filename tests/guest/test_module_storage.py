@@ -72,7 +72,7 @@ def counting(values: Values, cells: Cells) -> list[Insn]:
         asm.store(8, 0, 0, 1),
         asm.mov_reg(8, 1),
         *asm.load_map_value(7, cells.fd, 0),
-        asm.store(8, 7, 0, 8),
+        asm.store(4, 7, 0, 8),
         *rawrun.ALLOW,
     ]
 
