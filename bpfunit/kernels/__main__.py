@@ -6,22 +6,16 @@ import argparse
 import sys
 
 from bpfunit.kernels import KernelsError, modules_for, resolve_many
-from bpfunit.kernels._resolve import is_cached
 from bpfunit.kernels._sparse import sparse
 
 
 def main() -> int:
-    """Fetch kernels; build the module for each, or run sparse over it; print what is there now.
-
-    With ``cached`` nothing is fetched: the status is 0 where nothing needs to be.
-    """
+    """Fetch kernels; build the module for each, or run sparse over it; print what is there now."""
     parser = argparse.ArgumentParser(prog="python -m bpfunit.kernels", description=main.__doc__)
-    parser.add_argument("action", choices=["fetch", "build", "sparse", "cached"])
+    parser.add_argument("action", choices=["fetch", "build", "sparse"])
     parser.add_argument("kernels", nargs="+", help="series, exact releases, paths, or all")
     arguments = parser.parse_args()
     try:
-        if arguments.action == "cached":
-            return int(not all(map(is_cached, arguments.kernels)))
         kernels = resolve_many(arguments.kernels)
         if arguments.action == "fetch":
             print(*(kernel.image for kernel in kernels), sep="\n")

@@ -20,14 +20,8 @@ from bpfunit.kernels._cache import (
 from bpfunit.kernels._local import local_kernel
 from bpfunit.kernels._parallel import side_by_side
 from bpfunit.kernels._progress import Reporter, Task
-from bpfunit.kernels._toolchain import build_root_dir, cross_root
 from bpfunit.kernels.catalogue import Catalogue, Entry, load_catalogue, split_spec
-from bpfunit.kernels.errors import (
-    KernelsError,
-    PinVanishedError,
-    RefusedKernelError,
-    UnknownKernelError,
-)
+from bpfunit.kernels.errors import PinVanishedError, RefusedKernelError, UnknownKernelError
 from bpfunit.kernels.kernel import Kernel
 
 _RELEASE = re.compile(r"\d+\.\d+\.\d+\S*")
@@ -75,27 +69,6 @@ def resolve(
     with reporter or Reporter() as display:
         task = display.task(text)
         return _with_foreign(_unpinned(catalogue, text, task), task)
-
-
-def is_cached(spec: str) -> bool:
-    """Tell whether a kernel of the catalogue runs, with its module, without anything fetched.
-
-    Of this machine's own kernels that is the kernel; of others it is an emulator, a user space and
-    a compiler, too.
-    """
-    entry = load_catalogue().find(spec)
-    if entry is None or load_record(entry.release) is None:
-        return False
-    architecture = entry.architecture
-    if architecture == native():
-        return True
-    try:
-        needed = [_foreign.userland_dir(architecture)]
-    except KernelsError:
-        return False
-    if entry.root:
-        needed.append(build_root_dir(cross_root(entry.root, architecture)))
-    return bool(_foreign.known_emulator(architecture)) and all(one.is_dir() for one in needed)
 
 
 def _with_foreign(kernel: Kernel, task: Task) -> Kernel:

@@ -184,15 +184,10 @@ def _gcc_major(name: str) -> int:
     return int(digits) if digits.isdigit() else 0
 
 
-def build_root_dir(spec: BuildRoot) -> Path:
-    """Return where a build root lies in the cache, there or not."""
-    stamp = hashlib.sha256(repr(spec).encode()).hexdigest()[:8]
-    return root_dir(f"{spec.name}-{stamp}")
-
-
 def build_root(spec: BuildRoot, task: Task) -> Path:
     """Return the directory of a build root, unpacked first where it is not cached."""
-    target = build_root_dir(spec)
+    stamp = hashlib.sha256(repr(spec).encode()).hexdigest()[:8]
+    target = root_dir(f"{spec.name}-{stamp}")
     with locked(target):
         if target.is_dir():
             return target

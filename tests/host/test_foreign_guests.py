@@ -18,12 +18,9 @@ from bpfunit.explorer.facts import Facts, Site
 from bpfunit.explorer.wire import Input, Step, Wire
 from bpfunit.guest import foreign
 from bpfunit.guest.bytecode import ROOT, archive
-from bpfunit.kernels import Kernel, _foreign, load_catalogue
-from bpfunit.kernels._cache import Record, kernel_dir
+from bpfunit.kernels import Kernel
 from bpfunit.kernels._foreign import _keep_usr_alone
 from bpfunit.kernels._progress import Reporter
-from bpfunit.kernels._resolve import is_cached
-from bpfunit.kernels._toolchain import build_root_dir, cross_root
 from bpfunit.kernels._wheels import compiled_parts
 from bpfunit.plugin.fixtures import object_under_test
 from bpfunit.plugin.worker import _fits_this_machine
@@ -200,30 +197,3 @@ def test_pip_says_why_it_has_no_wheel(tmp_path, monkeypatch):
     with Reporter() as reporter:
         assert compiled_parts(ARCHITECTURES["s390x"], reporter.task("test")) == {}
     assert not [one for one in (tmp_path / "roots").iterdir() if one.is_dir()]
-
-
-def test_a_kernel_is_cached_with_all_that_its_guests_take_or_not_at_all(tmp_path, monkeypatch):
-    monkeypatch.setenv("BPFUNIT_CACHE", str(tmp_path))
-    arm64 = ARCHITECTURES["aarch64"]
-    monkeypatch.setattr(_foreign, "installed_emulator", lambda _: None)
-    entry = load_catalogue().find("6.12/arm64")
-    assert entry
-    assert entry.root
-    directory = kernel_dir(entry.release)
-    for missing in (
-        directory,
-        _foreign.emulator_dir(arm64),
-        _foreign.userland_dir(arm64),
-        build_root_dir(cross_root(entry.root, arm64)),
-    ):
-        assert not is_cached("6.12/arm64")
-        missing.mkdir(parents=True)
-        (missing / "emulator").touch()
-        if missing == directory:
-            record = Record(
-                1, "6.12", entry.release, "1", "trixie", True, (), 0, 0, 0.0, "", "aarch64"
-            )
-            record.save(directory)
-    assert is_cached("6.12/arm64")
-    assert not is_cached("6.12/s390x")
-    assert not is_cached("6.12/vax")
