@@ -38,7 +38,7 @@ class BpfBenchmark:
     def __call__(
         self,
         program: Program,
-        *,
+        *args: Any,
         rounds: int = 10,
         repeat: int = 100,
         floor: Program | None = None,
@@ -48,20 +48,21 @@ class BpfBenchmark:
 
         Args:
             program: the program to run.
+            *args: the input, as for :meth:`bpfunit.runs.program.Program.run`.
             rounds: how many figures to take.
             repeat: runs in one measurement, each from the same crafted address; their mean is the
                 figure. In exact mode a round is the least of three measurements, since a timer
                 interrupt of the guest counts as instructions too: it comes every few million.
             floor: an empty program for the same hook; what it takes is the fixed cost of the run
                 loop, kept beside the figure as ``extra_info["floor_ns"]``.
-            **crafted: the context, as for :meth:`bpfunit.runs.program.Program.run`.
+            **crafted: more of the input, by name.
 
         Returns:
             The result of the last round.
         """
 
         def once(measured: Program) -> tuple[Result, int]:
-            result = measured.run(repeat=repeat, **crafted)
+            result = measured.run(*args, repeat=repeat, **crafted)
             if result.duration_ns is None:
                 raise LookupError(
                     f"measure {measured.name}: engine {result.engine} has no clock around the "

@@ -124,6 +124,8 @@ class ProgramType:
         context: the UAPI structure that the program sees, None where that is not described.
         sections: libbpf's section names and the attach types they stand for; the first is the
             usual one.
+        named_sections: whether what a program is attached to stands behind the section's name and a
+            slash: ``kprobe/do_sys_openat2``.
         readable: members of ``context`` that programs of any attach type may read.
         native: whether kernels have a test run of the type's own.
         live: whether there are real calls that run it, see :meth:`make_live_calls`.
@@ -148,6 +150,7 @@ class ProgramType:
 
     context: type[ctypes.Structure] | None = None
     sections: Mapping[str, int] = {}
+    named_sections: bool = False
     readable: Sequence[str] = ()
     native: bool = False
     live: bool = False
@@ -325,9 +328,14 @@ def type_of_section(section: str) -> ProgramType | None:
 def instrumentable_sections() -> tuple[str, ...]:
     """Return the sections whose built-in handler sets types, and flags that we can set as well.
 
-    There is no attach target to find, so that a handler of ours can replace it (``section_defs``
-    and ``libbpf_prepare_prog_load`` in libbpf.c of 1.1 to 1.7). An older libbpf does not know them
-    all, and then loads none of them either.
+    There is no attach target to find as a program is loaded, so that a handler of ours can replace
+    it (``section_defs`` and ``libbpf_prepare_prog_load`` in libbpf.c of 1.1 to 1.7). An older
+    libbpf does not know them all, and then loads none of them either. As in libbpf, a "+" stands
+    for a slash and any name, or nothing.
     """
-    found = {section for one in _types.values() for section in one.sections}
+    found = {
+        f"{section}+" if one.named_sections else section
+        for one in _types.values()
+        for section in one.sections
+    }
     return tuple(sorted(found.union(_OTHER_SECTIONS)))

@@ -143,10 +143,12 @@ class KprobeProgram(Program):
 class KprobeType(ProgramType):
     """What is known of ``BPF_PROG_TYPE_KPROBE``.
 
-    Its sections have handlers of libbpf's own, which no handler of ours can stand for; so they are
-    not listed, and its programs are loaded without probes for coverage.
+    Sections of programs that are attached or run otherwise (several at once, sleeping, usdt) are
+    left to libbpf.
     """
 
+    sections: Mapping[str, int] = dict.fromkeys(("kprobe", "kretprobe", "uprobe", "uretprobe"), 0)
+    named_sections = True
     context = PtRegs
     takes = "the arguments of the probed function, or registers (ctx=)"
     verdicts: Mapping[int, str] = {0: "filtered out", 1: "stored"}

@@ -168,8 +168,10 @@ class TracepointProgram(Program):
 
 
 class TracepointType(ProgramType):
-    """What is known of ``BPF_PROG_TYPE_TRACEPOINT``; of its sections, what KprobeType says."""
+    """What is known of ``BPF_PROG_TYPE_TRACEPOINT``."""
 
+    sections: Mapping[str, int] = {"tracepoint": 0, "tp": 0}
+    named_sections = True
     takes = "the fields of its event, or a record (bytes)"
     verdicts: Mapping[int, str] = {0: "filtered out", 1: "stored"}
     hints: Mapping[int, str] = {

@@ -140,7 +140,7 @@ def install(sections: tuple[str, ...]) -> None:
     for section in sections:
         prog_type, attach_type = ctypes.c_int(), ctypes.c_int()
         types = (ctypes.byref(prog_type), ctypes.byref(attach_type))
-        if lib.libbpf_prog_type_by_name(section.encode(), *types) < 0:
+        if lib.libbpf_prog_type_by_name(section.rstrip("+").encode(), *types) < 0:
             continue  # this libbpf does not know the section
         opts = libbpf.ProgHandlerOpts(prog_prepare_load_fn=_callback)
         opts.sz = ctypes.sizeof(opts)

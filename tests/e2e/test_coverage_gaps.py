@@ -27,7 +27,7 @@ def test_crowded(bpf_load):
 
 
 def test_beyond(bpf_load):
-    bpf_load({tied!r}, programs=["on_kprobe"])
+    bpf_load({tied!r}, programs=["on_usdt"])
 
 
 def test_without():
@@ -63,7 +63,7 @@ def red_line(out: str) -> str:
     ("test", "said"),
     [
         ("crowded", "BPF coverage lacks overcrowded on 6.12."),
-        ("beyond", "reached nothing: nothing recorded; not instrumentable: on_kprobe on 6.12."),
+        ("beyond", "reached nothing: nothing recorded; not instrumentable: on_usdt on 6.12."),
         ("without", "reached nothing: nothing recorded: no test loaded a BPF program"),
     ],
 )

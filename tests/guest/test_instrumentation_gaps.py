@@ -21,10 +21,10 @@ Load = Callable[..., Object]
 
 
 def test_tracing_refuses_a_program_whose_tail_calls_it_cannot_see(bpf_load: Load) -> None:
-    names = ["on_xdp", "on_kprobe"]
+    names = ["on_xdp", "on_usdt"]
     assert len(bpf_load(compiled("tied"), programs=names).programs) == 2
     with pytest.raises(
-        BpfunitError, match=r"trace tail calls of on_kprobe \(kprobe\): .*cannot be"
+        BpfunitError, match=r"trace tail calls of on_usdt \(usdt\): .*cannot be"
     ):
         bpf_load(compiled("tied"), programs=names, trace_tail_calls=True)
 
@@ -34,9 +34,9 @@ def test_a_stub_refuses_a_load_in_which_a_program_would_go_on_calling_the_helper
 ) -> None:
     with (
         closing(faults.random(1)) as numbers,
-        pytest.raises(faults.FaultError, match=r"on_kprobe \(kprobe\) would go on calling it"),
+        pytest.raises(faults.FaultError, match=r"on_usdt \(usdt\) would go on calling it"),
     ):
-        bpf_load(compiled("tied"), programs=["on_kprobe"], instrument=[numbers])
+        bpf_load(compiled("tied"), programs=["on_usdt"], instrument=[numbers])
 
 
 def test_a_program_beyond_rewriting_is_not_taken_for_one_that_lacks_its_probes(
@@ -44,9 +44,9 @@ def test_a_program_beyond_rewriting_is_not_taken_for_one_that_lacks_its_probes(
 ) -> None:
     with closing(CoverageRecorder()) as recorder:
         with recorder.recording():
-            bpf_load(compiled("tied"), programs=["on_xdp", "on_kprobe"])
+            bpf_load(compiled("tied"), programs=["on_xdp", "on_usdt"])
         assert recorder.refused == {}
-        assert list(recorder.beyond) == ["on_kprobe"]
+        assert list(recorder.beyond) == ["on_usdt"]
         assert [model.program for model in recorder.models()] == ["on_xdp"]
 
 

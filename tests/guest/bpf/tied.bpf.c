@@ -72,13 +72,13 @@ int redirect(struct xdp_md *ctx __attribute__((unused)))
 }
 
 // Of a section that libbpf has work of its own for, and that therefore cannot be rewritten.
-struct jumps kprobe_jumps SEC(".maps");
+struct jumps usdt_jumps SEC(".maps");
 
-SEC("?kprobe")
-int on_kprobe(void *ctx)
+SEC("?usdt")
+int on_usdt(void *ctx)
 {
 	if (bpf_get_prandom_u32() > 9)
-		bpf_tail_call(ctx, &kprobe_jumps, 0);
+		bpf_tail_call(ctx, &usdt_jumps, 0);
 	return 0;
 }
 
