@@ -98,7 +98,7 @@ def _walk_from(model: Model, flow: BlockCounts, start: int, seen: set[int]) -> I
         took = block.taken >= 0 and bool(flow.edge(ProbePoint.TAKEN, number))
         if block.condition and block.end is not None:
             for passed, target in ((fell, block.fall), (took, block.taken)):
-                to = landing(model, target)
+                to = landing(model, target, block.end)
                 if passed and (to is None or to != block.end):
                     text = model.texts.get((block.end.file, block.end.line), "").strip()
                     yield Step(model.program, block.end, text, to, fell and took)
@@ -109,13 +109,23 @@ def _walk_from(model: Model, flow: BlockCounts, start: int, seen: set[int]) -> I
             pending.append(block.fall)
 
 
-def landing(model: Model, number: int) -> Location | None:
-    """Return the first source location at or behind block ``number``, following plain jumps."""
+def landing(model: Model, number: int, branch: Location | None = None) -> Location | None:
+    """Return the first source location at or behind block ``number``, following plain jumps.
+
+    Args:
+        model: the program.
+        number: the block that a branch leads to.
+        branch: where the branch is. Compilers give the start of the block that it leads to the
+            branch's own place, for what they moved there: what stands behind that is meant.
+    """
     visited: set[int] = set()
     while number >= 0 and number not in visited:
         visited.add(number)
         block = model.blocks[number]
-        if block.lines:
+        beyond = [line for line in block.lines if line != branch]
+        if beyond:
+            return beyond[0]
+        if block.lines and block.condition:
             return block.lines[0]
         number = block.taken if block.taken >= 0 and not block.condition else block.fall
     return None
