@@ -23,9 +23,7 @@ Load = Callable[..., Object]
 def test_tracing_refuses_a_program_whose_tail_calls_it_cannot_see(bpf_load: Load) -> None:
     names = ["on_xdp", "on_usdt"]
     assert len(bpf_load(compiled("tied"), programs=names).programs) == 2
-    with pytest.raises(
-        BpfunitError, match=r"trace tail calls of on_usdt \(usdt\): .*cannot be"
-    ):
+    with pytest.raises(BpfunitError, match=r"trace tail calls of on_usdt \(usdt\): .*cannot be"):
         bpf_load(compiled("tied"), programs=names, trace_tail_calls=True)
 
 
