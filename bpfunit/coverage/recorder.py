@@ -159,11 +159,12 @@ class CoverageRecorder:
         return lambda: self._add_loads(held, -1)
 
     def _add_loads(self, held: Sequence[_Instrumented], more: int) -> None:
-        for known in held:
-            known.loads += more
-            if not known.loads and not known.map.closed:
-                known.set_aside()
-        self._show_to_c()
+        with ambient.one_run():  # of another thread, in which C walks through the rows
+            for known in held:
+                known.loads += more
+                if not known.loads and not known.map.closed:
+                    known.set_aside()
+            self._show_to_c()
 
     def _instrument(self, program: ProgramCode) -> _Instrumented:
         flow = program.flow()

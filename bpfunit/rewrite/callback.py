@@ -163,7 +163,13 @@ def instrumented(obj: int, passes: Sequence[Instrumentation]) -> Iterator[None]:
     load = _Load(obj, passes)
     _loads.append(load)
     try:
-        yield
+        try:
+            yield
+        finally:
+            _loads.remove(load)
+        unreached = _unreached(load)
+        for step in passes:
+            step.loaded(unreached)
     except Exception as failure:
         for step in passes:
             if isinstance(step, HearsOfFailures):
@@ -171,11 +177,6 @@ def instrumented(obj: int, passes: Sequence[Instrumentation]) -> Iterator[None]:
         if load.error is not None:
             raise load.error from failure
         raise
-    finally:
-        _loads.remove(load)
-    unreached = _unreached(load)
-    for step in passes:
-        step.loaded(unreached)
 
 
 def _unreached(load: _Load) -> dict[str, Unreached]:
