@@ -24,16 +24,22 @@ def cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "bpfunit"
 
 
+WRITABLE_CACHE = "point BPFUNIT_CACHE to a directory that you may write"
+
+
+def nearest_directory(path: Path) -> Path:
+    """Return a path, or the nearest one above it that is there as far as this user sees."""
+    # os.path.exists is False, not an error, for what lies in a directory closed to us
+    return next(one for one in (path, *path.parents) if os.path.exists(one))  # noqa: PTH110
+
+
 def closed_cache() -> str:
     """Return why this user cannot use the cache directory and what to do, "" where he can."""
     cache = cache_dir()
-    # os.path.exists is False, not an error, for what lies in a directory closed to us
-    there = next(path for path in (cache, *cache.parents) if os.path.exists(path))  # noqa: PTH110
-    wanted = os.X_OK if there == cache else os.X_OK | os.W_OK
-    if os.access(there, wanted):
+    there = nearest_directory(cache)
+    if os.access(there, os.X_OK if there == cache else os.X_OK | os.W_OK):
         return ""
-    remedy = "point BPFUNIT_CACHE to a directory that you may write"
-    return f"use the cache {cache}: {there} is closed to user {os.geteuid()}; {remedy}"
+    return f"use the cache {cache}: {there} is closed to user {os.geteuid()}; {WRITABLE_CACHE}"
 
 
 def chosen_libbpf() -> str:

@@ -21,7 +21,13 @@ from typing import Literal
 from virtme.mkinitramfs import find_busybox
 
 from bpfunit._arch import native
-from bpfunit._paths import cache_dir, chosen_libbpf, vm_dir
+from bpfunit._paths import (
+    WRITABLE_CACHE,
+    cache_dir,
+    chosen_libbpf,
+    nearest_directory,
+    vm_dir,
+)
 from bpfunit._sys import libbpf
 from bpfunit.cli._common import human_size
 
@@ -230,12 +236,10 @@ def check_disk() -> Finding:
     """Look at the room in the cache directory."""
     cache = cache_dir()
     purpose = f"kernels are kept in {cache}"
-    # os.path.exists is False, not an error, for what lies in a directory closed to us
-    there = next(path for path in (cache, *cache.parents) if os.path.exists(path))  # noqa: PTH110
+    there = nearest_directory(cache)
     free = shutil.disk_usage(there).free
     if not os.access(there, os.W_OK):
-        remedy = "point BPFUNIT_CACHE to a directory that you may write"
-        return Finding("cache", "missing", f"{there} is not writable", purpose, remedy)
+        return Finding("cache", "missing", f"{there} is not writable", purpose, WRITABLE_CACHE)
     if free < WANTED_DISK:
         remedy = "point BPFUNIT_CACHE to a disk with room, or `bpfunit kernels remove` old ones"
         return Finding("cache", "note", f"{human_size(free)} free, 3 GiB wanted", purpose, remedy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -24,17 +25,14 @@ def programs_in_arrays(path: str | os.PathLike[str]) -> frozenset[str]:
     from elftools.elf.sections import SymbolTableSection
 
     try:
-        with Path(path).open("rb") as stream:
-            file = ELFFile(stream)
-            entries = file.get_section_by_name(_RELOCATIONS)
-            if not isinstance(entries, RelocationSection):
-                return frozenset()
-            symbols = file.get_section(entries["sh_link"])
-            if not isinstance(symbols, SymbolTableSection):
-                return frozenset()
-            named = [
-                symbols.get_symbol(entry["r_info_sym"]) for entry in entries.iter_relocations()
-            ]
+        file = ELFFile(io.BytesIO(raw))
+        entries = file.get_section_by_name(_RELOCATIONS)
+        if not isinstance(entries, RelocationSection):
+            return frozenset()
+        symbols = file.get_section(entries["sh_link"])
+        if not isinstance(symbols, SymbolTableSection):
+            return frozenset()
+        named = [symbols.get_symbol(entry["r_info_sym"]) for entry in entries.iter_relocations()]
     except ELFError:
         return frozenset()  # libbpf opened it, and has the last word
     return frozenset(one.name for one in named if one["st_info"]["type"] == "STT_FUNC")
