@@ -154,6 +154,7 @@ def _compile_all() -> None:
     if TARGET == "bpf":  # Debian's bpftool links for its own byte order alone
         linked_halves()
     compiled("pins", "OTHER")
+    compiled("comforts", "TAILLESS")
     compiled("api", flags=WITHOUT_BTF)
     foreign()
     for path in sorted((_ROOT / "examples" / "native").glob("*.bpf.c")):

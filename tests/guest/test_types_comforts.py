@@ -32,6 +32,9 @@ IPV4 = struct.pack("!BBHHHBBH8x", 0x45, 0, 20, 1, 0, 64, 17, 0)
 FRAME = bytes(12) + b"\x08\x00" + IPV4 + bytes(26)
 
 
+NO_TAIL_CALL = "Linux 7.2 and newer attach no parser with a tail call"
+
+
 class Inputs(NamedTuple):
     """What a type is run with: arguments, and the same as one input of ``run_many``."""
 
@@ -92,9 +95,12 @@ class Tried:
 
     def __init__(self, load: Load, name: str, inputs: Inputs, **options: Any) -> None:
         program = f"of_{name}"
-        self.obj = load(compiled("comforts"), programs=[program], engine="testrun", **options)
+        # Linux 7.2 and newer attach no parser that may change data, as what it tail-calls may
+        self.tailless = name == "parser" and kernel_version() >= (7, 2)
+        path = compiled("comforts", *(["TAILLESS"] if self.tailless else []))
+        self.obj = load(path, programs=[program], engine="testrun", **options)
         self.program: Program = self.obj.programs[program]
-        self.array: Any = self.obj.maps[f"next_{name}"]
+        self.array: Any = None if self.tailless else self.obj.maps[f"next_{name}"]
         self.inputs = inputs
 
     def run(self, what: int, **more: Any) -> Result:
@@ -109,8 +115,6 @@ Try = Callable[..., Tried]
 @pytest.fixture(params=TYPES)
 def tried(request: pytest.FixtureRequest, bpf_load: Load) -> Iterator[Try]:
     """Load the program of a type with what a test wants."""
-    if request.param == "parser" and kernel_version() >= (7, 2):
-        pytest.skip("Linux 7.2 and newer attach no parser that may change data, as a tail call may")
     with ExitStack() as stack:
         inputs = TYPES[request.param](stack)
         yield lambda **options: Tried(bpf_load, request.param, inputs, **options)
@@ -175,6 +179,8 @@ def test_log_lines_are_on_the_result(tried: Try) -> None:
 
 def test_tail_call_is_seen_by_a_spy(tried: Try) -> None:
     one = tried()
+    if one.tailless:
+        pytest.skip(NO_TAIL_CALL)
     one.array.spy(0, returns=1)
     result = one.run(TAIL_CALL)
     (call,) = result.tail_calls
@@ -184,6 +190,8 @@ def test_tail_call_is_seen_by_a_spy(tried: Try) -> None:
 
 def test_tail_calls_are_traced(tried: Try) -> None:
     one = tried(trace_tail_calls=True)
+    if one.tailless:
+        pytest.skip(NO_TAIL_CALL)
     result = one.run(TAIL_CALL)
     assert result.tail_calls == []
     (attempt,) = result.tail_call_attempts
